@@ -1,0 +1,33 @@
+"""ORM tables, one file each; importing this package registers them all."""
+
+from service.models.base import Base, new_id
+from service.models.evaluation import EvalSet, Score
+from service.models.example import Example
+from service.models.idempotency import IdempotencyKey
+from service.models.model import Model
+from service.models.replay import ReplayEntry
+from service.models.task import Task
+from service.models.tenant import ApiKey, Tenant
+from service.models.update import Update, UpdateEvent, UpdateState
+from service.models.version import Alias, AliasMove, Version, VersionTask
+
+__all__ = [
+    "Alias",
+    "AliasMove",
+    "ApiKey",
+    "Base",
+    "EvalSet",
+    "Example",
+    "IdempotencyKey",
+    "Model",
+    "ReplayEntry",
+    "Score",
+    "Task",
+    "Tenant",
+    "Update",
+    "UpdateEvent",
+    "UpdateState",
+    "Version",
+    "VersionTask",
+    "new_id",
+]

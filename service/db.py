@@ -1,0 +1,84 @@
+"""Engine and sessions; the only place that commits.
+
+Every transaction first takes a role without login (`palimpsest_app` or `palimpsest_worker`) and names its
+tenant, so that row-level security applies even when the login itself is a superuser.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any, Literal
+
+from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
+from sqlalchemy.orm import Session, sessionmaker
+
+from service.config import get_settings
+
+Role = Literal["app", "worker"]
+EVERY_TENANT = "*"  # what a worker names while it looks for work; the app role can see nothing under it
+
+
+def driver_url(database_url: str) -> str:
+    """Returns the URL with the driver this service uses (psycopg 3)."""
+    return make_url(database_url).set(drivername="postgresql+psycopg").render_as_string(hide_password=False)
+
+
+@lru_cache
+def engine_for(database_url: str) -> Engine:
+    """The process's engine for one database, with bounded waits for connections and statements."""
+    settings = get_settings()
+    engine = create_engine(
+        driver_url(database_url),
+        pool_size=settings.database_pool_size,
+        max_overflow=settings.database_pool_size,
+        pool_timeout=settings.database_connect_timeout_seconds,
+        pool_pre_ping=True,
+        connect_args={
+            "connect_timeout": settings.database_connect_timeout_seconds,
+            "options": f"-c statement_timeout={settings.statement_timeout_seconds * 1000}"
+            f" -c idle_in_transaction_session_timeout={settings.statement_timeout_seconds * 1000}"
+            " -c timezone=UTC",
+            "application_name": "palimpsest",
+        },
+    )
+    return engine
+
+
+@lru_cache
+def _session_factory(database_url: str) -> sessionmaker[Session]:
+    return sessionmaker(engine_for(database_url), expire_on_commit=False)
+
+
+def _enter(connection: Connection, *, role: Role, tenant: str) -> None:
+    connection.execute(
+        text("SELECT set_config('role', :role, true), set_config('palimpsest.tenant', :tenant, true)"),
+        {"role": f"palimpsest_{role}", "tenant": tenant},
+    )
+
+
+@contextmanager
+def session_scope(
+    *, tenant: str = "", role: Role = "app", database_url: str | None = None
+) -> Iterator[Session]:
+    """Yields a session whose transaction commits on leaving and rolls back on an error.
+
+    Functions given to `after_commit` run once the commit has succeeded. An empty tenant sees no tenant's rows.
+    """
+    factory = _session_factory(database_url or get_settings().database_url)
+    with factory() as session:
+
+        @event.listens_for(session, "after_begin")
+        def enter(_session: Session, _transaction: Any, connection: Connection) -> None:
+            if not connection.in_nested_transaction():
+                _enter(connection, role=role, tenant=tenant)
+
+        session.info["tenant"] = tenant
+        with session.begin():
+            yield session
+        for action in session.info.pop("after_commit", []):
+            action()
+
+
+def after_commit(session: Session, action: Callable[[], None]) -> None:
+    """Runs `action` once the session's transaction has committed; never if it rolls back."""
+    session.info.setdefault("after_commit", []).append(action)

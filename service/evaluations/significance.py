@@ -1,0 +1,184 @@
+"""What paired outcomes can and cannot show: exact bounds, non-inferiority, McNemar, Holm, the bootstrap.
+
+One convention throughout, `confidence` = c: **each end of an interval is a one-sided bound that holds with
+confidence c**, as in DESIGN's α/2 = 1 − c. A verdict uses one end only (passing the lower, failing the
+upper), so c is the confidence of the verdict, and the interval that a report prints is the very one that the
+gate decided on. With no flips the lower end is then −(1 − (1 − c)^(1/N)), which at c = 0.95 clears a margin
+of 2 % from N = 149 on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from service.evaluations.binomial import beta_quantile, incomplete_beta
+
+Decision = Literal["pass", "fail", "inconclusive"]
+
+MAX_NEEDED_SIZE = 1_000_000
+"""Sample sizes beyond this are answered with None: nobody collects that many eval examples to decide."""
+
+_BOOTSTRAP_CHUNK = 4_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class NonInferiority:
+    """Holds the bounds on the change in accuracy, the decision, and the sample size that would decide.
+
+    `lower` and `upper` are one-sided bounds each. `needed_size` is None when no size up to
+    `MAX_NEEDED_SIZE` would decide.
+    """
+
+    lower: float
+    upper: float
+    decision: Decision
+    needed_size: int | None
+
+
+def clopper_pearson(successes: int, n: int, confidence: float) -> tuple[float, float]:
+    """Returns exact bounds on a proportion; each one-sided bound holds with the given confidence.
+
+    Clopper & Pearson (1934): the lower bound p solves P(X ≥ successes | n, p) = 1 − confidence, the upper
+    one P(X ≤ successes | n, p) = 1 − confidence. Together they are the usual two-sided interval at
+    2·confidence − 1, so pass 0.975 for the textbook 95 % interval. Good for n up to 1e6 and more.
+    Raises ValueError for counts outside 0 to n or a confidence outside (0.5, 1).
+    """
+    _check_confidence(confidence)
+    if not 0 <= successes <= n:
+        raise ValueError(f"{successes} of {n} is not a proportion")
+    return _proportion_bounds(successes, n, 1.0 - confidence)
+
+
+def delta_interval(negative: int, positive: int, size: int, confidence: float) -> tuple[float, float]:
+    """Returns (L, U), one-sided exact bounds on the change in accuracy from its flips.
+
+    L = CP_low(positive) − CP_up(negative) and U = CP_up(positive) − CP_low(negative), each Clopper–Pearson
+    bound at `confidence`. With no examples the interval is (−1, 1). Raises ValueError for impossible counts.
+    """
+    _check_confidence(confidence)
+    if negative < 0 or positive < 0 or negative + positive > size:
+        raise ValueError(f"{negative} negative and {positive} positive flips do not fit {size} examples")
+    return _delta_bounds(negative, positive, size, 1.0 - confidence)
+
+
+def noninferiority(
+    negative_flips: int, positive_flips: int, size: int, margin: float, confidence: float
+) -> NonInferiority:
+    """Decides whether accuracy fell by less than `margin`, exactly and from the discordant pairs alone.
+
+    `pass` when L > −margin, `fail` when U < −margin, otherwise `inconclusive` (L, U: `delta_interval`).
+    A true regression of `margin` or more passes with probability at most 1 − confidence, and a true
+    regression of `margin` or less fails with at most that. The union bound over the two rates promises
+    2·(1 − confidence); the exact worst case over all flip rates, computed in the tests, is reached where
+    nothing flips to the good, and there only one of the two bounds can err.
+    Raises ValueError for impossible counts, or a margin outside [0, 1].
+    """
+    if not 0.0 <= margin <= 1.0:
+        raise ValueError(f"a margin lies between 0 and 1, not {margin}")
+    lower, upper = delta_interval(negative_flips, positive_flips, size, confidence)
+    return NonInferiority(
+        lower=lower,
+        upper=upper,
+        decision=_decide(lower, upper, margin),
+        needed_size=_needed_size(negative_flips, positive_flips, size, margin, confidence),
+    )
+
+
+def smallest_deciding_size(margin: float, confidence: float) -> int | None:
+    """Returns the fewest examples with which a version without any flips can pass, or None for margin 0.
+
+    The smallest N with 1 − (1 − confidence)^(1/N) < margin: 149 for 2 % at 0.95.
+    """
+    _check_confidence(confidence)
+    if margin <= 0.0:
+        return None
+    if margin >= 1.0:
+        return 1
+    return math.floor(math.log1p(-confidence) / math.log1p(-margin)) + 1
+
+
+def mcnemar_exact(n01: int, n10: int) -> float:
+    """Returns the exact two-sided p-value of McNemar's test: are flips equally likely in both directions?
+
+    McNemar (1947), binomial form: 2·P(X ≤ min(n01, n10)) for X ~ Bin(n01 + n10, 1/2), at most 1; 1 when
+    nothing flipped. A large p-value is no evidence that nothing was lost. Raises ValueError for negatives.
+    """
+    if n01 < 0 or n10 < 0:
+        raise ValueError("flip counts must not be negative")
+    if n01 == n10:
+        return 1.0
+    fewer, more = sorted((n01, n10))
+    return min(1.0, 2.0 * incomplete_beta(more, fewer + 1, 0.5))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Returns p-values adjusted for having been looked at together, in the order given.
+
+    Holm (1979): the i-th smallest of m is multiplied by m − i + 1, made monotone and capped at 1. Calling
+    significant what stays under α errs anywhere in the list with probability at most α.
+    """
+    adjusted = [0.0] * len(p_values)
+    running = 0.0
+    for rank, index in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+        running = max(running, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = running
+    return adjusted
+
+
+def paired_bootstrap(
+    differences: ArrayLike, confidence: float, seed: int, resamples: int = 10_000
+) -> tuple[float, float]:
+    """Returns bootstrap bounds on the mean of paired differences; each holds with about `confidence`.
+
+    For graded scores (candidate minus champion, one per example): percentile bootstrap, Efron & Tibshirani
+    (1993), chapter 13. The same seed gives the same bounds. Raises ValueError where there is no difference
+    or one is not finite.
+    """
+    _check_confidence(confidence)
+    values = np.asarray(differences, dtype=np.float64)
+    if values.ndim != 1 or values.size == 0 or not np.isfinite(values).all():
+        raise ValueError("the bootstrap needs a list of at least one finite difference")
+    means = _resampled_means(values, np.random.default_rng(seed), resamples)
+    lower, upper = np.quantile(means, [1.0 - confidence, confidence])
+    return float(lower), float(upper)
+
+
+def _resampled_means(
+    values: NDArray[np.float64], generator: np.random.Generator, resamples: int
+) -> NDArray[np.float64]:
+    rows = max(1, _BOOTSTRAP_CHUNK // values.size)  # bounds memory, whatever the eval set's size
+    chunks = []
+    for start in range(0, resamples, rows):
+        shape = (min(rows, resamples - start), values.size)
+        chunks.append(values[generator.integers(0, values.size, size=shape)].mean(axis=1))
+    return np.concatenate(chunks)
+
+
+def _decide(lower: float, upper: float, margin: float) -> Decision:
+    if lower > -margin:
+        return "pass"
+    return "fail" if upper < -margin else "inconclusive"
+
+
+def _needed_size(
+    negative: int, positive: int, size: int, margin: float, confidence: float
+) -> int | None:
+    """The smallest size that decides if both flip rates stay as observed (counts need not be whole)."""
+    if size == 0:
+        return smallest_deciding_size(margin, confidence)
+    delta = (positive - negative) / size
+    if math.isclose(delta, -margin, rel_tol=1e-9, abs_tol=1e-12):
+        return None
+
+    def decides(candidate: int) -> bool:
+        scale = candidate / size
+        bounds = _delta_bounds(negative * scale, positive * scale, candidate, 1.0 - confidence)
+        return _decide(*bounds, margin) != "inconclusive"
+
+    return _first_true(decides, start=size, limit=MAX_NEEDED_SIZE)

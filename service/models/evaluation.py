@@ -1,0 +1,56 @@
+"""Eval sets and scores."""
+
+from datetime import datetime
+
+from sqlalchemy import BigInteger, ForeignKeyConstraint, Index
+from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.orm import Mapped, mapped_column
+
+from service.models.base import Base, OwnedByTenant, created_at
+
+
+class EvalSet(OwnedByTenant, Base):
+    """The eval examples of a task at some cut, in the order outcomes are stored in. A set that grew is a new set."""
+
+    __tablename__ = "eval_sets"
+    __table_args__ = (
+        ForeignKeyConstraint(["tenant_id", "task_id"], ["tasks.tenant_id", "tasks.id"], ondelete="CASCADE"),
+        Index("uq_eval_sets_digest", "tenant_id", "task_id", "digest", unique=True),
+    )
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    model_id: Mapped[str]
+    task_id: Mapped[str]
+    digest: Mapped[bytes]
+    size: Mapped[int]
+    example_ids: Mapped[list[int]] = mapped_column(ARRAY(BigInteger))
+    created_at: Mapped[datetime] = created_at()
+
+
+class Score(OwnedByTenant, Base):
+    """The result of one version on one eval set: per-example outcomes (packed) and their aggregate.
+
+    `correct` is a bit per example, `predicted` an integer per example into the version's labels, `confidence`
+    a half-precision float per example; all in the eval set's order.
+    """
+
+    __tablename__ = "scores"
+    __table_args__ = (
+        ForeignKeyConstraint(
+            ["tenant_id", "model_id", "version"],
+            ["versions.tenant_id", "versions.model_id", "versions.number"],
+            ondelete="CASCADE",
+        ),
+        ForeignKeyConstraint(["tenant_id", "eval_set_id"], ["eval_sets.tenant_id", "eval_sets.id"], ondelete="CASCADE"),
+    )
+
+    model_id: Mapped[str] = mapped_column(primary_key=True)
+    version: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    eval_set_id: Mapped[str] = mapped_column(primary_key=True)
+    task_id: Mapped[str]
+    size: Mapped[int]
+    score: Mapped[float]
+    correct: Mapped[bytes]
+    predicted: Mapped[bytes]
+    confidence: Mapped[bytes]
+    created_at: Mapped[datetime] = created_at()

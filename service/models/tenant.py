@@ -1,0 +1,34 @@
+"""Tenants and their API keys."""
+
+from datetime import datetime
+
+from sqlalchemy import Text
+from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.orm import Mapped, mapped_column
+
+from service.models.base import Base, OwnedByTenant, created_at
+
+
+class Tenant(Base):
+    """The owner of models, data and keys; the id is the name the operator gave."""
+
+    __tablename__ = "tenants"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    created_at: Mapped[datetime] = created_at()
+
+
+class ApiKey(OwnedByTenant, Base):
+    """An API key, found by its public prefix; of the secret only a keyed hash is stored."""
+
+    __tablename__ = "api_keys"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    prefix: Mapped[str] = mapped_column(unique=True)
+    secret_hash: Mapped[bytes]
+    scopes: Mapped[list[str]] = mapped_column(ARRAY(Text))
+    name: Mapped[str]
+    created_at: Mapped[datetime] = created_at()
+    expires_at: Mapped[datetime | None]
+    revoked_at: Mapped[datetime | None]
+    last_used_at: Mapped[datetime | None]
