@@ -10,7 +10,7 @@ of 2 % from N = 149 on.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -166,9 +166,7 @@ def _decide(lower: float, upper: float, margin: float) -> Decision:
     return "fail" if upper < -margin else "inconclusive"
 
 
-def _needed_size(
-    negative: int, positive: int, size: int, margin: float, confidence: float
-) -> int | None:
+def _needed_size(negative: int, positive: int, size: int, margin: float, confidence: float) -> int | None:
     """The smallest size that decides if both flip rates stay as observed (counts need not be whole)."""
     if size == 0:
         return smallest_deciding_size(margin, confidence)
@@ -182,3 +180,40 @@ def _needed_size(
         return _decide(*bounds, margin) != "inconclusive"
 
     return _first_true(decides, start=size, limit=MAX_NEEDED_SIZE)
+
+
+def _first_true(decides: Callable[[int], bool], start: int, limit: int) -> int | None:
+    """The smallest size from 1 to `limit` that decides, given that every larger size decides as well."""
+    low, high = 0, start
+    while not decides(high):
+        if high >= limit:
+            return None
+        low, high = high, min(2 * high, limit)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if decides(middle) else (middle, high)
+    return high
+
+
+def _delta_bounds(negative: float, positive: float, size: int, tail: float) -> tuple[float, float]:
+    negative_low, negative_high = _proportion_bounds(negative, size, tail)
+    positive_low, positive_high = _proportion_bounds(positive, size, tail)
+    return positive_low - negative_high, positive_high - negative_low
+
+
+def _proportion_bounds(successes: float, n: int, tail: float) -> tuple[float, float]:
+    return _lower_bound(successes, n, tail), 1.0 - _lower_bound(n - successes, n, tail)
+
+
+def _lower_bound(successes: float, n: int, tail: float) -> float:
+    """The p with P(X ≥ successes | n, p) = tail; 0 where nothing succeeded or nothing was tried."""
+    if successes <= 0.0:
+        return 0.0
+    if successes >= n:
+        return math.exp(math.log(tail) / n)
+    return beta_quantile(tail, successes, n - successes + 1.0)
+
+
+def _check_confidence(confidence: float) -> None:
+    if not 0.5 < confidence < 1.0:
+        raise ValueError(f"a confidence lies between 0.5 and 1, not {confidence}")
