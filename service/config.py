@@ -42,18 +42,23 @@ class Settings(BaseSettings):
 
     # The three parts of the embedded default, each replaceable by its own address.
     database_url: str = Field(
-        default="postgresql://localhost:5432/palimpsest", validation_alias="DATABASE_URL",
+        default="postgresql://localhost:5432/palimpsest",
+        validation_alias="DATABASE_URL",
         description="Postgres 15 or newer",
     )
     redis_url: str = Field(
-        default="redis://localhost:6379/0", validation_alias="REDIS_URL", description="Redis or Valkey, the message broker"
+        default="redis://localhost:6379/0",
+        validation_alias="REDIS_URL",
+        description="Redis or Valkey, the message broker",
     )
     artifact_url: str = Field(
-        default="file:///var/lib/palimpsest/artifacts", validation_alias="ARTIFACT_URL",
+        default="file:///var/lib/palimpsest/artifacts",
+        validation_alias="ARTIFACT_URL",
         description="where versions are stored: a folder (file://…) or a bucket (s3://…), through fsspec",
     )
     key_pepper: SecretStr = Field(
-        default=SecretStr("change-me"), description="secret mixed into the stored hashes of API keys; keep it for ever"
+        default=SecretStr("change-me"),
+        description="secret mixed into the stored hashes of API keys; keep it for ever",
     )
 
     # Database
@@ -69,7 +74,9 @@ class Settings(BaseSettings):
     max_label_length: int = Field(default=256, ge=1)
     max_labels_per_model: int = Field(default=10_000, ge=1)
     max_queued_updates_per_tenant: int = Field(default=1000, ge=1)
-    spool_dir: Path | None = Field(default=None, description="where request bodies are spooled; default: the system's temporary folder")
+    spool_dir: Path | None = Field(
+        default=None, description="where request bodies are spooled; default: the system's temporary folder"
+    )
 
     # Updates
     max_attempts: int = Field(default=3, ge=1)
@@ -77,14 +84,18 @@ class Settings(BaseSettings):
     heartbeat_seconds: float = Field(default=5.0, gt=0)
     sweep_seconds: float = Field(default=3.0, gt=0)
     checkpoint_seconds: float = Field(default=20.0, gt=0)
-    work_dir: Path | None = Field(default=None, description="scratch space of workers; default: the system's temporary folder")
+    work_dir: Path | None = Field(
+        default=None, description="scratch space of workers; default: the system's temporary folder"
+    )
     torch_threads: int | None = Field(default=None, ge=1)
 
     # Base models
     base_models: dict[str, BaseCheckpoint] = Field(
         default_factory=dict, description="more base models by name, as JSON; merged over the built-in ones"
     )
-    hub_offline: bool = Field(default=True, description="never reach for a model hub; base models must lie on disk")
+    hub_offline: bool = Field(
+        default=True, description="never reach for a model hub; base models must lie on disk"
+    )
 
     @property
     def catalogue(self) -> dict[str, BaseCheckpoint]:

@@ -34,7 +34,7 @@ class Base(DeclarativeBase):
 class OwnedByTenant:
     """Mixin: the row belongs to one tenant; row-level security compares this column."""
 
-    tenant_id: Mapped[str] = mapped_column(ForeignKey("tenants.id"), primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(ForeignKey("tenants.id"), primary_key=True, sort_order=-100)
 
 
 def created_at() -> Mapped[datetime]:

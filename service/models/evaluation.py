@@ -41,7 +41,9 @@ class Score(OwnedByTenant, Base):
             ["versions.tenant_id", "versions.model_id", "versions.number"],
             ondelete="CASCADE",
         ),
-        ForeignKeyConstraint(["tenant_id", "eval_set_id"], ["eval_sets.tenant_id", "eval_sets.id"], ondelete="CASCADE"),
+        ForeignKeyConstraint(
+            ["tenant_id", "eval_set_id"], ["eval_sets.tenant_id", "eval_sets.id"], ondelete="CASCADE"
+        ),
     )
 
     model_id: Mapped[str] = mapped_column(primary_key=True)

@@ -88,7 +88,9 @@ class UpdateEvent(OwnedByTenant, Base):
 
     __tablename__ = "update_events"
     __table_args__ = (
-        ForeignKeyConstraint(["tenant_id", "update_id"], ["updates.tenant_id", "updates.id"], ondelete="CASCADE"),
+        ForeignKeyConstraint(
+            ["tenant_id", "update_id"], ["updates.tenant_id", "updates.id"], ondelete="CASCADE"
+        ),
         Index("ix_update_events_update", "tenant_id", "update_id", "id"),
     )
 

@@ -18,7 +18,9 @@ class Version(OwnedByTenant, Base):
 
     __tablename__ = "versions"
     __table_args__ = (
-        ForeignKeyConstraint(["tenant_id", "model_id"], ["models.tenant_id", "models.id"], ondelete="CASCADE"),
+        ForeignKeyConstraint(
+            ["tenant_id", "model_id"], ["models.tenant_id", "models.id"], ondelete="CASCADE"
+        ),
         Index("uq_versions_update", "tenant_id", "update_id", unique=True),
     )
 
@@ -89,7 +91,9 @@ class AliasMove(OwnedByTenant, Base):
 
     __tablename__ = "alias_moves"
     __table_args__ = (
-        ForeignKeyConstraint(["tenant_id", "model_id"], ["models.tenant_id", "models.id"], ondelete="CASCADE"),
+        ForeignKeyConstraint(
+            ["tenant_id", "model_id"], ["models.tenant_id", "models.id"], ondelete="CASCADE"
+        ),
         Index("ix_alias_moves_model", "tenant_id", "model_id", "id"),
     )
 
