@@ -27,7 +27,7 @@ def driver_url(database_url: str) -> str:
 def engine_for(database_url: str) -> Engine:
     """The process's engine for one database, with bounded waits for connections and statements."""
     settings = get_settings()
-    engine = create_engine(
+    return create_engine(
         driver_url(database_url),
         pool_size=settings.database_pool_size,
         max_overflow=settings.database_pool_size,
@@ -41,7 +41,6 @@ def engine_for(database_url: str) -> Engine:
             "application_name": "palimpsest",
         },
     )
-    return engine
 
 
 @lru_cache

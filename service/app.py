@@ -1,0 +1,47 @@
+"""create_app(): routers, middleware, error handlers."""
+
+from fastapi import FastAPI
+
+from service import health
+from service.body_limit import BodyLimit
+from service.config import get_settings
+from service.errors import Problem, install_error_handlers
+from service.examples.routes import router as examples
+from service.idempotency import IdempotentReplay, replay_response
+from service.openapi import describe_problems
+from service.registry.routes import router as registry
+from service.reports.routes import router as reports
+from service.tasks.routes import router as tasks
+from service.updates.routes import router as updates
+from service.version import VERSION
+
+DESCRIPTION = """
+Palimpsest keeps a deployed model learning new tasks without losing the old ones.
+
+Create a **model**, give it **tasks** with **examples**, and post **updates**. Every update yields an immutable
+**version** scored on every task the model has learnt; a gate decides whether it becomes **champion**; a
+**forgetting report** shows what was lost, down to the example; a **rollback** is one call.
+
+Send `Authorization: Bearer plm_…` with every call under `/v1`. Errors are `application/problem+json`.
+Every creating POST takes an `Idempotency-Key`.
+"""
+
+
+def create_app() -> FastAPI:
+    """Builds the API. Reads its settings from the environment; connects to nothing until asked."""
+    app = FastAPI(
+        title="Palimpsest",
+        version=VERSION,
+        summary="Continual model updating: LoRA updates with replay, measured forgetting, gated promotion, one-call rollback",
+        description=DESCRIPTION,
+        license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        separate_input_output_schemas=False,
+    )
+    app.add_middleware(BodyLimit, max_bytes=get_settings().max_json_body_bytes)
+    install_error_handlers(app)
+    app.add_exception_handler(IdempotentReplay, replay_response)
+    app.include_router(health.router)
+    for router in (registry, tasks, examples, updates, reports):
+        app.include_router(router, prefix="/v1")
+    describe_problems(app, Problem)
+    return app

@@ -1,0 +1,152 @@
+"""Artifacts: version folders as tar files under their sha256, in a folder or a bucket.
+
+Writing: temporary file → fsync → rename to the sha256 path, and only then the caller's database commit.
+Reading verifies the hash, so a flipped byte is an error and never a model.
+"""
+
+import hashlib
+import os
+import re
+import tarfile
+import tempfile
+import time
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import BinaryIO
+
+import fsspec
+
+from service.config import get_settings
+from service.errors import ServiceError
+
+SHA256 = re.compile(r"[0-9a-f]{64}")
+CHUNK = 1024 * 1024
+ALLOWED_SUFFIXES = {".json", ".safetensors", ".md"}
+
+
+class ArtifactDamaged(ServiceError):
+    """A stored artifact is missing or does not match its hash."""
+
+    status, code = 500, "artifact_damaged"
+
+
+class ArtifactStore:
+    """Content-addressed files under one fsspec URL."""
+
+    def __init__(self, url: str) -> None:
+        self._fs, self._root = fsspec.core.url_to_fs(url)
+        self._local = "file" in (
+            self._fs.protocol if isinstance(self._fs.protocol, tuple) else (self._fs.protocol,)
+        )
+
+    def check(self) -> None:
+        """Raises OSError when the store cannot be written."""
+        self._fs.makedirs(self._root, exist_ok=True)
+        if self._local and not os.access(self._root, os.W_OK):
+            raise PermissionError(f"{self._root} is not writable")
+
+    def put_folder(self, folder: Path) -> tuple[str, int]:
+        """Stores a version folder and returns its sha256 and size in bytes. The same content is stored once.
+
+        The tar is deterministic: sorted names, no times, no owners. Files other than JSON, Markdown and
+        safetensors are refused with ValueError.
+        """
+        with tempfile.TemporaryFile() as spool:
+            write_tar(folder, spool)
+            size = spool.tell()
+            spool.seek(0)
+            digest = hashlib.file_digest(spool, "sha256").hexdigest()
+            if not self.holds(digest):
+                spool.seek(0)
+                self._write(digest, spool)
+        return digest, size
+
+    def holds(self, sha256: str) -> bool:
+        """Says whether an artifact of that hash is stored."""
+        return bool(self._fs.exists(self._path(sha256)))
+
+    def open_verified(self, sha256: str) -> BinaryIO:
+        """Returns a temporary file holding the artifact. Raises `ArtifactDamaged` when missing or altered."""
+        spool = tempfile.TemporaryFile()  # noqa: SIM115  # handed to the caller
+        digest = hashlib.sha256()
+        try:
+            with self._fs.open(self._path(sha256), "rb") as source:
+                while chunk := source.read(CHUNK):
+                    digest.update(chunk)
+                    spool.write(chunk)
+        except FileNotFoundError:
+            spool.close()
+            raise ArtifactDamaged(f"The artifact {sha256} is missing from the artifact store.") from None
+        if digest.hexdigest() != sha256:
+            spool.close()
+            raise ArtifactDamaged(
+                f"The artifact {sha256} does not match its hash (found {digest.hexdigest()}); restore it from a backup."
+            )
+        spool.seek(0)
+        return spool
+
+    def get_folder(self, sha256: str, target: Path) -> Path:
+        """Unpacks a verified artifact into `target`, which must not exist yet, and returns it."""
+        with self.open_verified(sha256) as spool:
+            target.mkdir(parents=True)
+            with tarfile.open(fileobj=spool, mode="r:") as tar:
+                tar.extractall(target, filter="data")
+        return target
+
+    def hashes(self) -> Iterator[tuple[str, float]]:
+        """Yields (sha256, age in seconds) of everything stored."""
+        for entry in self._fs.find(self._root, detail=True).values():
+            name = Path(entry["name"]).name.removesuffix(".tar")
+            if SHA256.fullmatch(name):
+                yield name, time.time() - float(entry.get("mtime", entry.get("LastModified", 0)) or 0)
+
+    def delete(self, sha256: str) -> None:
+        """Removes an artifact that nothing refers to."""
+        self._fs.rm_file(self._path(sha256))
+
+    def _path(self, sha256: str) -> str:
+        if not SHA256.fullmatch(sha256):
+            raise ValueError(f"not a sha256: {sha256!r}")
+        return f"{self._root}/{sha256[:2]}/{sha256}.tar"
+
+    def _write(self, sha256: str, source: BinaryIO) -> None:
+        final = self._path(sha256)
+        self._fs.makedirs(final.rsplit("/", 1)[0], exist_ok=True)
+        if not self._local:
+            with self._fs.open(final, "wb") as target:  # object stores publish a whole object or nothing
+                _copy(source, target)
+            return
+        temporary = Path(f"{final}.{os.getpid()}.partial")
+        with temporary.open("wb") as target:
+            _copy(source, target)
+            target.flush()
+            os.fsync(target.fileno())
+        temporary.rename(final)
+        folder = os.open(temporary.parent, os.O_RDONLY)
+        os.fsync(folder)
+        os.close(folder)
+
+
+@lru_cache
+def get_store() -> ArtifactStore:
+    """Returns the store that the settings name."""
+    return ArtifactStore(get_settings().artifact_url)
+
+
+def write_tar(folder: Path, target: BinaryIO) -> None:
+    """Writes `folder` as a deterministic tar: sorted names, no times, no owners."""
+    with tarfile.open(fileobj=target, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+            if path.suffix not in ALLOWED_SUFFIXES:
+                raise ValueError(f"a version holds JSON and safetensors only, not {path.name}")
+            entry = tarfile.TarInfo(str(path.relative_to(folder)))
+            entry.size = path.stat().st_size
+            entry.mode = 0o644
+            with path.open("rb") as source:
+                tar.addfile(entry, source)
+
+
+def _copy(source: BinaryIO, target: BinaryIO) -> None:
+    while chunk := source.read(CHUNK):
+        target.write(chunk)

@@ -1,0 +1,133 @@
+"""What routes depend on: who is asking, their session, the page they want."""
+
+import base64
+import binascii
+from collections.abc import Callable, Iterator
+from typing import Annotated, Any, Generic, TypeVar
+
+from fastapi import Depends, Query, Security
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from pydantic import BaseModel, Field
+from sqlalchemy import Select
+from sqlalchemy.orm import InstrumentedAttribute, Session
+
+from service.db import session_scope
+from service.errors import Unauthenticated, Unprocessable
+from service.security import Principal, Scope, authenticate
+
+bearer = HTTPBearer(
+    auto_error=False,
+    bearerFormat="plm_<prefix>_<secret>",
+    description="An API key made by `palimpsest keys create`",
+)
+
+
+def get_principal(
+    credentials: Annotated[HTTPAuthorizationCredentials | None, Security(bearer)],
+) -> Principal:
+    """Returns who sent the request, from its bearer key."""
+    if credentials is None:
+        raise Unauthenticated(
+            "This call needs an API key: send 'Authorization: Bearer plm_…'. `palimpsest keys create` makes one.",
+            param="Authorization",
+            headers={"WWW-Authenticate": 'Bearer realm="palimpsest"'},
+        )
+    return authenticate(credentials.credentials)
+
+
+def requires(scope: Scope) -> Callable[[Principal], Principal]:
+    """Returns a dependency that lets only keys with `scope` pass, and hands on the principal."""
+
+    def check(principal: Annotated[Principal, Depends(get_principal)]) -> Principal:
+        principal.require(scope)
+        return principal
+
+    return check
+
+
+def get_session(principal: Annotated[Principal, Depends(get_principal)]) -> Iterator[Session]:
+    """Yields the request's session, bound to the caller's tenant; it commits before the response is sent."""
+    with session_scope(tenant=principal.tenant) as session:
+        yield session
+
+
+SessionDep = Annotated[Session, Depends(get_session, scope="function")]
+Reader = Annotated[Principal, Depends(requires(Scope.READ))]
+Ingester = Annotated[Principal, Depends(requires(Scope.INGEST))]
+Trainer = Annotated[Principal, Depends(requires(Scope.TRAIN))]
+Deployer = Annotated[Principal, Depends(requires(Scope.DEPLOY))]
+Admin = Annotated[Principal, Depends(requires(Scope.ADMIN))]
+
+
+T = TypeVar("T")
+Row = TypeVar("Row")
+
+
+class Page(BaseModel, Generic[T]):
+    """One page of a list."""
+
+    data: list[T]
+    has_more: bool
+    next_cursor: str | None = Field(description="Pass as `cursor` to get the next page; null on the last one")
+
+
+class PageRequest(BaseModel):
+    """Which part of a list is wanted."""
+
+    limit: int
+    after: int | None
+
+    def select(
+        self,
+        session: Session,
+        statement: Select[tuple[Row]],
+        *,
+        key: InstrumentedAttribute[int],
+        newest_first: bool = False,
+    ) -> tuple[list[Row], str | None]:
+        """Runs `statement` for this page in the order of the unique integer `key`; returns rows and next cursor."""
+        if self.after is not None:
+            statement = statement.where(key < self.after if newest_first else key > self.after)
+        statement = statement.order_by(key.desc() if newest_first else key.asc()).limit(self.limit + 1)
+        rows: list[Row] = list(session.scalars(statement))
+        if len(rows) <= self.limit:
+            return rows, None
+        rows = rows[: self.limit]
+        return rows, encode_cursor(getattr(rows[-1], key.key))
+
+
+def get_page_request(
+    limit: Annotated[int, Query(ge=1, le=500, description="How many rows at most")] = 50,
+    cursor: Annotated[
+        str | None, Query(max_length=64, description="`next_cursor` of the page before")
+    ] = None,
+) -> PageRequest:
+    """Reads `?limit=&cursor=`."""
+    return PageRequest(limit=limit, after=decode_cursor(cursor) if cursor is not None else None)
+
+
+PageDep = Annotated[PageRequest, Depends(get_page_request)]
+
+
+def encode_cursor(key: int) -> str:
+    """Returns the opaque form of a row's key."""
+    return base64.urlsafe_b64encode(str(key).encode()).decode().rstrip("=")
+
+
+def decode_cursor(cursor: str) -> int:
+    """Returns the key inside a cursor. Raises `Unprocessable` for one this service did not make."""
+    try:
+        key = int(base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True))
+    except (binascii.Error, ValueError):
+        key = -1
+    if not 0 <= key < 2**63:
+        raise Unprocessable(
+            "`cursor` is not one this service gave out; leave it away to start from the beginning.",
+            code="invalid_cursor", param="cursor",
+        )  # fmt: skip
+    return key
+
+
+def page_of(rows: list[Any], next_cursor: str | None) -> dict[str, Any]:
+    """Returns the list envelope around rows already in their public shape."""
+    return {"data": rows, "has_more": next_cursor is not None, "next_cursor": next_cursor}

@@ -1,0 +1,85 @@
+"""Liveness and readiness."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Literal
+
+import psycopg
+from fastapi import APIRouter, Response
+from pydantic import BaseModel
+from redis.asyncio import Redis
+
+from service.artifacts import get_store
+from service.config import get_settings
+
+router = APIRouter(tags=["Health"])
+
+
+class Alive(BaseModel):
+    """The process answers."""
+
+    status: Literal["ok"] = "ok"
+
+
+class Readiness(BaseModel):
+    """What the service stands on, and whether each part answers."""
+
+    status: Literal["ready", "unavailable"]
+    checks: dict[str, str]
+
+
+@router.get("/livez", summary="Is the process alive?")
+def livez() -> Alive:
+    """Answers as long as the process can; looks at nothing else."""
+    return Alive()
+
+
+@router.get(
+    "/readyz",
+    summary="Can requests be served?",
+    responses={
+        503: {"model": Readiness, "description": "A part does not answer; `checks` says which and why"}
+    },
+)
+async def readyz(response: Response) -> Readiness:
+    """Checks Postgres, Redis and the artifact store, each within its own time limit."""
+    parts: dict[str, Callable[[], Awaitable[None]]] = {
+        "postgres": _check_postgres,
+        "redis": _check_redis,
+        "artifacts": _check_artifacts,
+    }
+    results = await asyncio.gather(*(_outcome(check) for check in parts.values()))
+    checks = dict(zip(parts, results, strict=True))
+    ready = all(result == "ok" for result in results)
+    response.status_code = 200 if ready else 503
+    return Readiness(status="ready" if ready else "unavailable", checks=checks)
+
+
+async def _outcome(check: Callable[[], Awaitable[None]]) -> str:
+    limit = get_settings().ready_timeout_seconds
+    try:
+        await asyncio.wait_for(check(), limit)
+    except TimeoutError:
+        return f"no answer within {limit:g} s"
+    except Exception as error:  # any failure means "not ready", and the cause belongs in the answer
+        return type(error).__name__
+    return "ok"
+
+
+async def _check_postgres() -> None:
+    # A connection of its own: a hung server would hang the pool's.
+    url = get_settings().database_url.replace("postgresql+psycopg://", "postgresql://")
+    async with await psycopg.AsyncConnection.connect(url, connect_timeout=2) as connection:
+        await connection.execute("SELECT 1 FROM alembic_version")
+
+
+async def _check_redis() -> None:
+    timeout = get_settings().ready_timeout_seconds
+    async with Redis.from_url(
+        get_settings().redis_url, socket_timeout=timeout, socket_connect_timeout=timeout
+    ) as redis:
+        await redis.ping()
+
+
+async def _check_artifacts() -> None:
+    await asyncio.to_thread(get_store().check)

@@ -1,0 +1,59 @@
+"""The Celery app and what is sent through it: hints that there is work, never the work itself."""
+
+from celery import Celery
+from kombu.exceptions import OperationalError
+from redis.exceptions import RedisError
+from sqlalchemy.orm import Session
+from structlog import get_logger
+
+from service.config import get_settings
+from service.db import after_commit
+
+log = get_logger(__name__)
+
+RUN_UPDATES = "palimpsest.run_updates"  # claim and run queued updates until none is left
+QUEUE = "updates"
+
+
+def make_celery() -> Celery:
+    """Returns the Celery app: ids only, early acknowledgement (the lease lies in Postgres), no results."""
+    app = Celery("palimpsest", broker=get_settings().redis_url)
+    app.conf.update(
+        task_default_queue=QUEUE,
+        task_acks_late=False,
+        task_ignore_result=True,
+        worker_prefetch_multiplier=1,
+        worker_hijack_root_logger=False,
+        worker_send_task_events=False,
+        worker_cancel_long_running_tasks_on_connection_loss=False,
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        broker_transport_options={
+            "socket_connect_timeout": 2,
+            "socket_timeout": 5,
+            "socket_keepalive": True,
+            "health_check_interval": 10,
+        },
+        task_serializer="json",
+        accept_content=["json"],
+    )
+    return app
+
+
+celery_app = make_celery()
+
+
+def nudge_workers() -> None:
+    """Tells the workers that an update may be waiting.
+
+    A broker that does not answer is logged, no more: the sweeper sends the hint again while updates are queued.
+    """
+    try:
+        celery_app.send_task(RUN_UPDATES, retry=False, expires=300)
+    except (OperationalError, RedisError, OSError) as error:
+        log.warning("nudge_not_sent", error=str(error))
+
+
+def nudge_after_commit(session: Session) -> None:
+    """Nudges the workers once the session's transaction has committed."""
+    after_commit(session, nudge_workers)

@@ -1,0 +1,153 @@
+"""API keys, scopes and tenants.
+
+A key reads `plm_<prefix>_<secret>`: the prefix finds the row, the secret (256 random bits) is compared in
+constant time with an HMAC-SHA256 under the operator's pepper. The key itself is shown once and never stored.
+"""
+
+import hashlib
+import hmac
+import re
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+
+from sqlalchemy import func, select, text, update
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session
+
+from service.config import get_settings
+from service.db import session_scope
+from service.errors import Forbidden, NotFound, Unauthenticated, Unprocessable
+from service.models import ApiKey, Tenant, new_id
+
+LAST_USED_RESOLUTION = timedelta(minutes=1)
+TENANT_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
+KEY_FORMAT = re.compile(r"plm_([0-9a-f]{12})_([0-9a-f]{64})")
+
+
+class Scope(StrEnum):
+    """What a key may do. Scopes do not imply one another."""
+
+    READ = "read"  # look at anything of the tenant
+    INGEST = "ingest"  # models, tasks and examples
+    TRAIN = "train"  # request and cancel updates
+    DEPLOY = "deploy"  # approve, promote, move aliases, roll back
+    ADMIN = "admin"  # gate policies, archiving
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """Who sent a request."""
+
+    tenant: str
+    key_id: str
+    key_name: str
+    scopes: frozenset[str]
+
+    @property
+    def actor(self) -> str:
+        """The name history rows carry."""
+        return f"key:{self.key_name}"
+
+    def require(self, scope: Scope) -> None:
+        """Raises `Forbidden` unless the key has the scope."""
+        if scope not in self.scopes:
+            held = ", ".join(sorted(self.scopes)) or "none"
+            raise Forbidden(
+                f"This call needs a key with the scope '{scope}'; the key '{self.key_name}' has: {held}.",
+                param="Authorization",
+            )
+
+
+def create_key(
+    session: Session,
+    *,
+    tenant: str,
+    scopes: Sequence[str],
+    name: str,
+    expires_at: datetime | None = None,
+) -> tuple[ApiKey, str]:
+    """Stores a new key of `tenant` (made on first use) and returns it with its secret text, shown only now.
+
+    Raises `Unprocessable` for an unknown scope or a tenant name that is not lower-case letters, digits, - and _.
+    """
+    if not TENANT_NAME.fullmatch(tenant):
+        raise Unprocessable(
+            f"'{tenant}' cannot name a tenant: use 1 to 63 lower-case letters, digits, '-' or '_', starting with a letter or digit.",
+            code="invalid_tenant",
+        )
+    unknown = sorted(set(scopes) - set(Scope))
+    if unknown or not scopes:
+        what = f"Unknown scope: {', '.join(unknown)}." if unknown else "A key needs at least one scope."
+        raise Unprocessable(f"{what} Scopes are: {', '.join(Scope)}.", code="unknown_scope")
+    session.execute(insert(Tenant).values(id=tenant).on_conflict_do_nothing())
+    prefix, secret = secrets.token_hex(6), secrets.token_hex(32)
+    key = ApiKey(
+        tenant_id=tenant, id=new_id("key"), prefix=prefix, secret_hash=_hash(secret),
+        scopes=sorted(set(scopes)), name=name, expires_at=expires_at,
+    )  # fmt: skip
+    session.add(key)
+    session.flush()
+    return key, f"plm_{prefix}_{secret}"
+
+
+def list_keys(session: Session) -> list[ApiKey]:
+    """Returns the tenant's keys, newest first, revoked ones included."""
+    return list(session.scalars(select(ApiKey).order_by(ApiKey.created_at.desc(), ApiKey.id)))
+
+
+def revoke_key(session: Session, *, key_id: str) -> ApiKey:
+    """Revokes a key at once; revoking it again changes nothing. `key_id` may be the id or the prefix."""
+    key = session.scalar(select(ApiKey).where((ApiKey.id == key_id) | (ApiKey.prefix == key_id)))
+    if key is None:
+        raise NotFound(f"No key '{key_id}' belongs to this tenant.")
+    if key.revoked_at is None:
+        key.revoked_at = session.scalar(select(func.now()))
+    return key
+
+
+def authenticate(raw_key: str) -> Principal:
+    """Returns who the key belongs to. Raises `Unauthenticated` for an unknown, wrong, expired or revoked key."""
+    match = KEY_FORMAT.fullmatch(raw_key)
+    if match is None:
+        raise _unauthenticated("The API key does not look like 'plm_<prefix>_<secret>'.")
+    prefix, secret = match.groups()
+    with session_scope() as session:
+        row = session.execute(
+            text("SELECT *, now() AS now FROM find_api_key(:prefix)"), {"prefix": prefix}
+        ).one_or_none()
+    expected = row.secret_hash if row else _hash("")
+    if not hmac.compare_digest(_hash(secret), bytes(expected)) or row is None:
+        raise _unauthenticated("The API key is not known.")
+    if row.revoked_at is not None:
+        raise _unauthenticated(f"The API key '{row.name}' was revoked.")
+    if row.expires_at is not None and row.expires_at <= row.now:
+        raise _unauthenticated(f"The API key '{row.name}' expired at {row.expires_at.isoformat()}.")
+    if row.last_used_at is None or row.now - row.last_used_at > LAST_USED_RESOLUTION:
+        _note_use(row.tenant_id, row.id)
+    return Principal(tenant=row.tenant_id, key_id=row.id, key_name=row.name, scopes=frozenset(row.scopes))
+
+
+def expiry_after(duration: timedelta) -> datetime:
+    """Returns the moment `duration` from now, for keys made on the command line."""
+    return datetime.now(UTC) + duration
+
+
+def _note_use(tenant: str, key_id: str) -> None:
+    with session_scope(tenant=tenant) as session:
+        session.execute(update(ApiKey).where(ApiKey.id == key_id).values(last_used_at=func.now()))
+
+
+def _hash(secret: str) -> bytes:
+    pepper = get_settings().key_pepper.get_secret_value().encode()
+    return hmac.new(pepper, secret.encode(), hashlib.sha256).digest()
+
+
+def _unauthenticated(detail: str) -> Unauthenticated:
+    return Unauthenticated(
+        f"{detail} Send 'Authorization: Bearer plm_…' with a key made by `palimpsest keys create`.",
+        param="Authorization",
+        headers={"WWW-Authenticate": 'Bearer realm="palimpsest"'},
+    )
