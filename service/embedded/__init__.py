@@ -2,6 +2,7 @@
 
 from service.embedded.errors import EmbeddedError
 from service.embedded.postgres import PostgresServer
+from service.embedded.stack import Stack
 from service.embedded.valkey import ValkeyServer
 
-__all__ = ["EmbeddedError", "PostgresServer", "ValkeyServer"]
+__all__ = ["EmbeddedError", "PostgresServer", "Stack", "ValkeyServer"]

@@ -119,8 +119,10 @@ class PostgresServer(EmbeddedServer):
             hand_on=[hand_on],
         )
         process = ChildProcess(command, hold=self._hold).start()
-        finished = process.wait(INITDB_SECONDS)
-        process.kill()
+        try:
+            finished = process.wait(INITDB_SECONDS)
+        finally:
+            process.kill()
         if not finished or process.exit_code != 0:
             what = f"could not make its data folder {self.data_dir}"
             raise PartFailed(self.name, what, log=command.log, last_lines=process.last_lines())

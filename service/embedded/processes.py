@@ -41,13 +41,13 @@ class ChildProcess:
     def __init__(self, command: Command, *, hold: Sequence[int] = ()) -> None:
         """`hold` names file descriptors (a lock) that stay open until the last process of the command is gone."""
         self.command = command
-        self._hold = tuple(hold)
+        self.hold = tuple(hold)
         self._keeper: subprocess.Popen[bytes] | None = None
         self._liveness: int | None = None
         self._log_start = 0
 
-    def start(self) -> Self:
-        """Start the command; what it prints is appended to its log."""
+    def start(self, *, output: BinaryIO | None = None) -> Self:
+        """Start the command; what it prints is appended to its log, or standard output to `output` where given."""
         reader, self._liveness = os.pipe()
         try:
             with _open_log(self.command.log) as log:
@@ -55,10 +55,10 @@ class ChildProcess:
                 self._keeper = subprocess.Popen(
                     self._arguments(reader),
                     stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
+                    stdout=output or log,
+                    stderr=log,
                     env={**os.environ, **self.command.environment},
-                    pass_fds=(reader, *self._hold, *self.command.hand_on),
+                    pass_fds=(reader, *self.hold, *self.command.hand_on),
                     # Ctrl-C in a terminal reaches the launcher alone, which stops the parts in order.
                     start_new_session=True,
                 )
@@ -134,7 +134,7 @@ class ChildProcess:
         arguments = [sys.executable, "-I", "-S", keeper.__file__]
         arguments += ["--liveness", str(liveness), "--death-signal", str(int(command.death_signal))]
         arguments += ["--grace", str(KEEPER_GRACE_SECONDS), "--identity", command.identity]
-        for descriptor in self._hold:
+        for descriptor in self.hold:
             arguments += ["--hold", str(descriptor)]
         return [*arguments, "--", *command.arguments]
 
