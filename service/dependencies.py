@@ -80,7 +80,7 @@ class PageRequest(BaseModel):
     def select(
         self,
         session: Session,
-        statement: Select[tuple[Row]],
+        statement: Select[Row],
         *,
         key: InstrumentedAttribute[int],
         newest_first: bool = False,

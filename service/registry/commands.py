@@ -1,0 +1,280 @@
+"""Writes of models, versions' aliases and history."""
+
+import secrets
+from typing import Any, Literal
+
+from sqlalchemy import func, select, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from service.config import get_settings
+from service.errors import Conflict, PreconditionFailed, Unprocessable
+from service.models import Alias, AliasMove, Model, Update, UpdateState, Version, new_id
+from service.queue import nudge_after_commit
+from service.registry.queries import (
+    ACTIVE,
+    CHAMPION,
+    get_alias,
+    get_champion,
+    get_model,
+    get_version,
+    previous_champion,
+)
+from service.registry.schemas import ModelChange, ModelCreate
+
+MoveKind = Literal["created", "promoted", "approved", "forced", "assigned", "rolled_back"]
+
+
+def create_model(session: Session, *, request: ModelCreate, tenant: str, actor: str) -> Model:
+    """Creates a model with its version 0 and a champion that points there.
+
+    Raises `Unprocessable` for a base model outside the catalogue and `Conflict` for a name in use.
+    """
+    _check_base_model(request)
+    model = Model(
+        tenant_id=tenant, id=new_id("mdl"), name=request.name, base_model=request.base_model,
+        task_type=request.task_type, adapter=request.adapter.model_dump(), replay=request.replay.model_dump(),
+        gate=request.gate.model_dump(), user_metadata=request.metadata, buffer_seed=secrets.randbits(62),
+    )  # fmt: skip
+    try:
+        with session.begin_nested():
+            session.add(model)
+            session.flush()
+    except IntegrityError:
+        raise Conflict(
+            f"A model named '{request.name}' exists already (an archived one keeps its name).",
+            code="model_exists", param="name",
+        ) from None  # fmt: skip
+    session.add(
+        Version(
+            tenant_id=tenant, model_id=model.id, number=0, parent=None, lineage=[0], parameters={}, training={},
+            cut=0, labels=[], statistics={}, provenance={"base_model": request.base_model},
+        )
+    )  # fmt: skip
+    session.flush()
+    _move(
+        session,
+        model=model,
+        alias=CHAMPION,
+        to=0,
+        kind="created",
+        actor=actor,
+        from_version=None,
+        predecessor=None,
+    )
+    return model
+
+
+def _check_base_model(request: ModelCreate) -> None:
+    catalogue = get_settings().catalogue
+    entry = catalogue.get(request.base_model)
+    if entry is None:
+        raise Unprocessable(
+            f"Unknown base model '{request.base_model}'. This service offers: {', '.join(sorted(catalogue))}. "
+            "The operator adds more with PALIMPSEST_BASE_MODELS.",
+            code="unknown_base_model", param="base_model",
+        )  # fmt: skip
+    if request.task_type not in entry.task_types:
+        raise Unprocessable(
+            f"The base model '{request.base_model}' serves {', '.join(entry.task_types)}, not {request.task_type}.",
+            code="task_type_not_supported", param="task_type",
+        )  # fmt: skip
+
+
+def change_model(session: Session, *, model: str, change: ModelChange) -> Model:
+    """Changes gate, buffer capacity or metadata; only later updates see it."""
+    row = get_model(session, model=model, for_change=True)
+    if change.gate is not None:
+        row.gate = change.gate.model_dump()
+    if change.replay is not None:
+        row.replay = {**row.replay, "capacity": change.replay.capacity}
+    if change.metadata is not None:
+        row.user_metadata = change.metadata
+    session.flush()
+    return row
+
+
+def archive_model(session: Session, *, model: str) -> None:
+    """Archives a model: readable, unchangeable. Archiving again changes nothing.
+
+    Raises `Conflict` while an update is active or queued.
+    """
+    row = get_model(session, model=model)
+    session.refresh(row, with_for_update=True)
+    unfinished = session.scalar(
+        select(Update.id)
+        .where(Update.model_id == row.id, Update.state.in_((*ACTIVE, UpdateState.QUEUED)))
+        .limit(1)
+    )
+    if unfinished is not None:
+        raise Conflict(
+            f"The update {unfinished} is not finished; cancel it or wait for it, then archive.",
+            code="model_busy",
+        )
+    row.archived_at = row.archived_at or session.scalar(select(func.now()))
+
+
+def promote(
+    session: Session,
+    *,
+    model: Model,
+    version: int,
+    kind: MoveKind,
+    actor: str,
+    reason: str | None,
+    update_id: str | None,
+) -> AliasMove:
+    """Makes `version` the champion and writes the history row; a plain rollback will return to the present one."""
+    champion = get_champion(session, model=model, lock=True)
+    return _move(
+        session, model=model, alias=CHAMPION, to=version, kind=kind, actor=actor, reason=reason,
+        from_version=champion.version, predecessor=champion.move_id, update_id=update_id, current=champion,
+    )  # fmt: skip
+
+
+def put_alias(
+    session: Session,
+    *,
+    model: str,
+    alias: str,
+    version: int,
+    actor: str,
+    reason: str | None,
+    if_match: str | None,
+) -> Alias:
+    """Points an alias at a version of this model, creating it if need be.
+
+    Raises `NotFound` for a version of no or another model, `PreconditionFailed` when `if_match` is stale.
+    """
+    if alias == "previous":
+        raise Unprocessable(
+            "'previous' follows the champion's history and cannot be set; move 'champion' or roll back.",
+            code="reserved_alias", param="alias",
+        )  # fmt: skip
+    row = get_model(session, model=model, for_change=True)
+    get_version(session, model=row, version=version)
+    current = get_alias(session, model=row, alias=alias, lock=True)
+    _check_if_match(if_match, current)
+    if current is not None and current.version == version:
+        return current
+    _move(
+        session, model=row, alias=alias, to=version, kind="assigned", actor=actor, reason=reason,
+        from_version=current.version if current else None,
+        predecessor=current.move_id if current else None, current=current,
+    )  # fmt: skip
+    return get_alias(session, model=row, alias=alias) or _lost(alias)
+
+
+def _lost(alias: str) -> Alias:
+    raise RuntimeError(f"alias {alias} vanished within its own transaction")
+
+
+def _check_if_match(if_match: str | None, current: Alias | None) -> None:
+    if if_match is None:
+        return
+    tags = {tag.strip() for tag in if_match.split(",")}
+    if current is None or (etag(current) not in tags and "*" not in tags):
+        raise PreconditionFailed(
+            f"The alias has moved: its ETag is now {etag(current) if current else 'none'}. Read it again, then decide.",
+            param="If-Match",
+        )
+
+
+def etag(alias: Alias) -> str:
+    """Returns the entity tag of an alias: it changes with every move."""
+    return f'"{alias.move_id}"'
+
+
+def roll_back(session: Session, *, model: str, to: int | None, reason: str, actor: str) -> AliasMove:
+    """Moves the champion back: to its predecessor, or to version `to`.
+
+    Repeated plain rollbacks walk the champion's history back one promotion at a time. Raises `Conflict` when
+    there is no previous champion or `to` already is the champion, `NotFound` for an unknown version.
+    """
+    row = get_model(session, model=model, for_change=True)
+    champion = get_champion(session, model=row, lock=True)
+    if to is None:
+        target = previous_champion(session, champion=champion)
+        if target is None:
+            raise Conflict(
+                f"The model '{row.name}' has no previous champion to roll back to.",
+                code="no_previous_champion",
+            )
+        to, predecessor = target.to_version, target.predecessor_id
+    else:
+        get_version(session, model=row, version=to)
+        if to == champion.version:
+            raise Conflict(f"Version {to} is the champion already.", code="already_champion", param="to")
+        predecessor = _predecessor_of(session, champion=champion, version=to)
+    return _move(
+        session, model=row, alias=CHAMPION, to=to, kind="rolled_back", actor=actor, reason=reason,
+        from_version=champion.version, predecessor=predecessor, current=champion,
+    )  # fmt: skip
+
+
+def _predecessor_of(session: Session, *, champion: Alias, version: int) -> int | None:
+    """Finds `version` on the way back from the champion; elsewhere, the champion itself becomes the way back."""
+    chain = session.execute(_chain(champion), {"head": champion.move_id, "tenant": champion.tenant_id}).all()
+    for _move_id, to_version, predecessor in chain[1:]:
+        if to_version == version:
+            return int(predecessor) if predecessor is not None else None
+    return champion.move_id
+
+
+def _chain(champion: Alias) -> Any:
+    head = (
+        select(AliasMove.id, AliasMove.to_version, AliasMove.predecessor_id)
+        .where(AliasMove.id == champion.move_id)
+        .cte("chain", recursive=True)
+    )
+    chain = head.union_all(
+        select(AliasMove.id, AliasMove.to_version, AliasMove.predecessor_id).where(
+            AliasMove.id == head.c.predecessor_id
+        )
+    )
+    return select(chain.c.id, chain.c.to_version, chain.c.predecessor_id).order_by(chain.c.id.desc())
+
+
+def _move(
+    session: Session,
+    *,
+    model: Model,
+    alias: str,
+    to: int,
+    kind: MoveKind,
+    actor: str,
+    from_version: int | None,
+    predecessor: int | None,
+    reason: str | None = None,
+    update_id: str | None = None,
+    current: Alias | None = None,
+) -> AliasMove:
+    move = AliasMove(
+        tenant_id=model.tenant_id, model_id=model.id, alias=alias, kind=kind, from_version=from_version, to_version=to,
+        predecessor_id=predecessor, update_id=update_id, actor=actor, reason=reason,
+    )  # fmt: skip
+    session.add(move)
+    session.flush()
+    if current is None:
+        session.add(
+            Alias(tenant_id=model.tenant_id, model_id=model.id, name=alias, version=to, move_id=move.id)
+        )
+    else:
+        current.version, current.move_id = to, move.id
+        current.updated_at = move.at
+    session.flush()
+    if alias == CHAMPION and kind != "created":
+        _request_rescoring(session, model=model)
+    return move
+
+
+def _request_rescoring(session: Session, *, model: Model) -> None:
+    # Held candidates were compared with a champion that no longer is one.
+    held = session.execute(
+        update(Update)
+        .where(Update.model_id == model.id, Update.state == UpdateState.AWAITING_APPROVAL)
+        .values(rescore_requested_at=func.now())
+        .returning(Update.id)
+    )
+    if held.first() is not None:
+        nudge_after_commit(session)
