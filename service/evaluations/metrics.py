@@ -85,8 +85,8 @@ def average_accuracy(matrix: Matrix, learnt_at: LearntAt) -> float | None:
 def learning_accuracy(matrix: Matrix, learnt_at: LearntAt) -> float | None:
     """Returns LA = mean_i R(i, i), the score on each task right after it was first learnt (plasticity).
 
-    Riemer et al. 2019, "Learning to Learn without Forgetting", arXiv 1810.11910, section 5 ("learning
-    accuracy": average accuracy for each task directly after it is learned).
+    Riemer et al. 2019, "Learning to Learn without Forgetting", arXiv 1810.11910, metric LA:
+    the average accuracy on each task directly after it is learned.
     """
     return _mean(matrix[row][task] for task, row in _learnt(matrix, learnt_at))
 
@@ -94,7 +94,7 @@ def learning_accuracy(matrix: Matrix, learnt_at: LearntAt) -> float | None:
 def backward_transfer(matrix: Matrix, learnt_at: LearntAt) -> float | None:
     """Returns BWT = mean_{i<n} [R(n, i) − R(i, i)]; negative when old tasks were lost.
 
-    The mean is over tasks learnt before the last version. Arxiv 1706.08840, equation 3.
+    The mean is over tasks learnt before the last version. arXiv 1706.08840, equation 3.
     """
     last = matrix[-1]
     return _mean(_minus(last[task], matrix[row][task]) for task, row in _old(matrix, learnt_at))
@@ -105,7 +105,7 @@ def forward_transfer(matrix: Matrix, learnt_at: LearntAt) -> float | None:
 
     b_i is the score of version 0, and R(i−1, i) that of the version just before task i was first learnt;
     tasks learnt by version 1 have no such version and are left out. Version 0 of a classifier has no head
-    and no score, and then forward transfer is None. Arxiv 1706.08840, equation 4.
+    and no score, and then forward transfer is None. arXiv 1706.08840, equation 4.
     """
     later = ((task, row) for task, row in _learnt(matrix, learnt_at) if row >= 2)
     return _mean(_minus(matrix[row - 1][task], matrix[0][task]) for task, row in later)
@@ -145,7 +145,7 @@ def intransigence(matrix: Matrix, learnt_at: LearntAt, reference: Sequence[float
     """Returns I = mean_k [R*(k) − R(k, k)]: how much worse than a reference each task was first learnt.
 
     `reference[i]` is the score on task i of a model trained jointly on all tasks up to it, or None. Negative
-    when learning in turn did better. Arxiv 1801.10112, section 4, definition of I_k. Raises ValueError
+    when learning in turn did better. arXiv 1801.10112, section 4, definition of I_k. Raises ValueError
     unless there is one reference entry per task.
     """
     if len(reference) != len(learnt_at):
@@ -157,7 +157,7 @@ def flip_rates(negative: int, positive: int, size: int) -> FlipRates | None:
     """Returns the shares of `size` paired examples that turned wrong and right, or None without examples.
 
     NFR = #(before right ∧ after wrong) / N: Yan et al. 2021, "Positive-Congruent Training", arXiv
-    2011.09161, equation 1. Raises ValueError when the counts do not fit the size.
+    2011.09161, the definition of NFR. Raises ValueError when the counts do not fit the size.
     """
     if negative < 0 or positive < 0 or negative + positive > size:
         raise ValueError(f"{negative} negative and {positive} positive flips do not fit {size} examples")
