@@ -1,0 +1,370 @@
+"""The palimpsest command."""
+
+import json
+import os
+import re
+import signal
+import sys
+from datetime import timedelta
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, NoReturn
+
+import typer
+
+app = typer.Typer(
+    name="palimpsest",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="""Palimpsest keeps a deployed model learning new tasks without losing the old ones.
+
+    New here? Run `palimpsest up`. It starts everything on this machine (database, broker, API, one worker) with
+    nothing to install by hand, and prints where the API listens and where its key lies. The other commands run the
+    parts one by one, for a deployment of your own.""",
+)
+keys = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    help="Make, list and revoke API keys. A key belongs to a tenant and has scopes.",
+)
+app.add_typer(keys, name="keys")
+
+DURATION = re.compile(r"(\d{1,5})([hdw])")
+DURATION_UNITS = {"h": "hours", "d": "days", "w": "weeks"}
+
+Tenant = Annotated[str, typer.Option(help="Who owns the keys, and all models and data reached with them.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+Host = Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 is every interface of this machine.")]
+
+
+class StopRequested(BaseException):
+    """Someone asked `palimpsest up` to stop; a BaseException, so that nothing on the way takes it for a failure."""
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from service.version import VERSION
+
+        typer.echo(f"palimpsest {VERSION}")
+        raise typer.Exit
+
+
+@app.callback()
+def palimpsest(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Take the options that come before any command."""
+
+
+@app.command()
+def up(
+    state: Annotated[
+        Path,
+        typer.Option(
+            help="Folder for everything that is kept: database, versions, keys, logs.", metavar="DIR"
+        ),
+    ] = Path("palimpsest-state"),
+    host: Host = "127.0.0.1",
+    port: Annotated[
+        int | None,
+        typer.Option(help="Port of the API. Default: a free one.", min=0, max=65535, show_default=False),
+    ] = None,
+    workers: Annotated[int, typer.Option(help="How many updates may train at once.", min=0)] = 1,
+) -> None:
+    """Run everything on this machine, in the foreground, until Ctrl-C.
+
+    Starts Postgres, Valkey, the API and the workers from one state folder, and writes `connection.json` (address and
+    API key) into it once requests can be served. Start it again on the same folder and everything is as it was.
+
+    `DATABASE_URL`, `REDIS_URL` and `ARTIFACT_URL`, where set, replace the embedded part.
+    """
+    from service.embedded import Stack
+
+    stack = Stack(state, host=host, port=port, workers=workers, say=typer.echo)
+    _raise_on_stop_signals()
+    try:
+        with stack:
+            typer.echo("Ready. Ctrl-C stops it.")
+            stack.wait()
+    except StopRequested:
+        typer.echo("Stopped.")
+
+
+@app.command()
+def api(
+    host: Host = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(help="Port to listen on; 0 takes a free one.", min=0, max=65535)
+    ] = 8000,
+    fd: Annotated[
+        int | None, typer.Option(hidden=True, help="Socket inherited from `palimpsest up`.")
+    ] = None,
+) -> None:
+    """Run the API alone, over `DATABASE_URL`, `REDIS_URL` and `ARTIFACT_URL`.
+
+    Any number may run over the same three. Run `palimpsest migrate` once before.
+    """
+    import socket
+
+    import uvicorn
+
+    from service.config import get_settings
+    from service.embedded.ports import open_listener
+
+    get_settings()  # a bad setting is told here, before anything listens
+    listener = open_listener(host, port) if fd is None else socket.socket(fileno=fd)
+    config = uvicorn.Config(
+        "service.app:create_app", factory=True, timeout_graceful_shutdown=10, server_header=False
+    )
+    if fd is None:
+        typer.echo(f"The API listens on {host} port {listener.getsockname()[1]}.", err=True)
+    server = uvicorn.Server(config)
+    server.run(sockets=[listener])
+    if not server.started:
+        raise typer.Exit(1)
+
+
+@app.command()
+def worker(
+    concurrency: Annotated[
+        int, typer.Option(help="Updates this worker trains at once; leave it at one per GPU.", min=1)
+    ] = 1,
+    name: Annotated[
+        str | None,
+        typer.Option(
+            help="Name of this worker; default: made from the machine and the process.", show_default=False
+        ),
+    ] = None,
+) -> NoReturn:
+    """Run a worker, which trains and scores updates, over `DATABASE_URL`, `REDIS_URL` and `ARTIFACT_URL`.
+
+    Run one per GPU, on as many machines as you like. SIGTERM makes it put its update back into the queue and end.
+    """
+    _require_training_libraries()
+    arguments = ["-A", "workers.app", "worker", "--pool=threads", f"--concurrency={concurrency}"]
+    arguments += ["--loglevel=INFO", "--without-gossip", "--without-mingle", "--without-heartbeat"]
+    arguments += ["--hostname", f"{name or f'worker-{os.getpid()}'}@%h"]
+    _become_module("celery", *arguments)
+
+
+@app.command()
+def sweeper() -> NoReturn:
+    """Run the sweeper, which puts updates of lost workers back into the queue.
+
+    Run at least one over every database; any number may run.
+    """
+    _become_module("workers.housekeeping")
+
+
+@app.command()
+def migrate(
+    to: Annotated[str, typer.Option(help="Revision of the schema to go up to.", metavar="REV")] = "head",
+) -> None:
+    """Bring the database at `DATABASE_URL` to this release's schema. Safe to run again.
+
+    The login must own the database and may need to create roles (`CREATEROLE`) the first time.
+    """
+    from service.config import get_settings
+    from service.migrate import upgrade
+
+    upgrade(get_settings().database_url, revision=to)
+    typer.echo(
+        "The database has this release's schema." if to == "head" else f"The database is at revision {to}."
+    )
+
+
+@keys.command("create")
+def create(
+    tenant: Tenant,
+    scopes: Annotated[
+        str, typer.Option(help="What it may do, with commas: read, ingest, train, deploy, admin.")
+    ],
+    name: Annotated[str, typer.Option(help="What it is for; shown in lists and in the history.")] = "unnamed",
+    expires_in: Annotated[
+        str | None,
+        typer.Option(help="How long it is valid: 12h, 90d, 52w. Default: for ever.", show_default=False),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a key and print it. It is shown this once; only a hash is stored.
+
+    Example: `palimpsest keys create --tenant shop --scopes read,ingest,train --name nightly --expires-in 90d`
+    """
+    from service.db import session_scope
+    from service.security import create_key, expiry_after
+
+    expires_at = expiry_after(parse_duration(expires_in)) if expires_in else None
+    wanted = [scope.strip() for scope in scopes.split(",") if scope.strip()]
+    with session_scope(tenant=tenant) as session:
+        key, secret = create_key(session, tenant=tenant, scopes=wanted, name=name, expires_at=expires_at)
+        shown = {"id": key.id, "prefix": key.prefix, "tenant": tenant, "scopes": key.scopes, "name": name}
+    if as_json:
+        typer.echo(
+            json.dumps({"api_key": secret, **shown, "expires_at": expires_at and expires_at.isoformat()})
+        )
+    else:
+        typer.echo(secret)
+
+
+@keys.command("list")
+def list_(tenant: Tenant, as_json: AsJson = False) -> None:
+    """List a tenant's keys, newest first, without their secrets."""
+    from service.db import session_scope
+    from service.security import list_keys
+
+    with session_scope(tenant=tenant) as session:
+        rows: list[dict[str, object]] = [
+            {
+                "id": key.id,
+                "prefix": key.prefix,
+                "name": key.name,
+                "scopes": list(key.scopes),
+                "created_at": key.created_at.isoformat(),
+                "expires_at": key.expires_at and key.expires_at.isoformat(),
+                "revoked_at": key.revoked_at and key.revoked_at.isoformat(),
+                "last_used_at": key.last_used_at and key.last_used_at.isoformat(),
+            }
+            for key in list_keys(session)
+        ]
+    typer.echo(
+        json.dumps(rows, indent=2) if as_json else "\n".join(map(_line, rows)) or f"{tenant} has no keys."
+    )
+
+
+@keys.command("revoke")
+def revoke(
+    key: Annotated[str, typer.Argument(help="The key's id or prefix, as `palimpsest keys list` shows them.")],
+    tenant: Tenant,
+) -> None:
+    """Revoke a key at once. Doing so again changes nothing."""
+    from service.db import session_scope
+    from service.security import revoke_key
+
+    with session_scope(tenant=tenant) as session:
+        revoked = revoke_key(session, key_id=key)
+    typer.echo(f"The key '{revoked.name}' ({revoked.prefix}) is revoked.")
+
+
+def parse_duration(text: str) -> timedelta:
+    """The length of time a text such as 12h, 90d or 52w stands for.
+
+    Raises:
+        typer.BadParameter: the text is none of these.
+    """
+    match = DURATION.fullmatch(text.strip())
+    if match is None or int(match[1]) == 0:
+        raise typer.BadParameter(
+            f"'{text}' is no length of time; write 12h, 90d or 52w", param_hint="--expires-in"
+        )
+    return timedelta(**{DURATION_UNITS[match[2]]: int(match[1])})
+
+
+def main() -> None:
+    """Run the command line; an expected failure is one line on standard error and exit code 1."""
+    try:
+        app(prog_name="palimpsest")
+    except Exception as error:
+        message = _expected(error)
+        if message is None:
+            raise
+        typer.echo(f"palimpsest: error: {message}", err=True)
+        sys.exit(1)
+
+
+def _line(row: dict[str, object]) -> str:
+    scopes = ",".join(row["scopes"]) if isinstance(row["scopes"], list) else ""
+    state = f"revoked {row['revoked_at']}" if row["revoked_at"] else f"expires {row['expires_at'] or 'never'}"
+    return f"{row['prefix']}  {row['name']}  {scopes}  {state}  last used {row['last_used_at'] or 'never'}"
+
+
+def _raise_on_stop_signals() -> None:
+    """Turn the first stop signal into an exception in the main thread, and the second into an immediate end."""
+    asked = False
+
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        nonlocal asked
+        if asked:
+            os._exit(1)  # the keepers end what still runs
+        asked = True
+        typer.echo(
+            "Stopping: workers put their updates back, then the servers shut down. Again to stop at once."
+        )
+        raise StopRequested
+
+    signal.signal(signal.SIGINT, stop)
+    signal.signal(signal.SIGTERM, stop)
+    # Ignored under nohup, and to stay so.
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, stop)
+
+
+def _become_module(module: str, *arguments: str) -> NoReturn:
+    # By name, in place of this process: the service does not import the workers.
+    os.execv(sys.executable, [sys.executable, "-m", module, *arguments])  # noqa: S606
+
+
+def _require_training_libraries() -> None:
+    from importlib.util import find_spec
+
+    missing = [name for name in ("torch", "transformers", "peft") if find_spec(name) is None]
+    if missing:
+        typer.echo(
+            f"palimpsest: error: a worker needs {', '.join(missing)}; install the extra 'worker' "
+            f"(pip install 'palimpsest[worker]')",
+            err=True,
+        )
+        raise typer.Exit(1)
+
+
+def _expected(error: Exception) -> str | None:
+    """The line for a failure that a user can mend; None for one that is ours."""
+    from pydantic import ValidationError
+    from sqlalchemy.exc import ArgumentError, DBAPIError
+
+    from service.embedded.errors import EmbeddedError
+    from service.errors import ServiceError
+
+    if isinstance(error, EmbeddedError):
+        return str(error)
+    if isinstance(error, ServiceError):
+        return error.detail
+    if isinstance(error, ValidationError) and error.title == "Settings":
+        return "; ".join(f"{_setting(item['loc'])} is wrong: {item['msg']}" for item in error.errors())
+    if isinstance(error, ArgumentError):
+        return "DATABASE_URL cannot be read; write postgresql://user:password@host:5432/database"
+    if isinstance(error, DBAPIError):
+        return _database_error(error)
+    if type(error).__module__.startswith("alembic."):
+        return f"the migration is not possible: {error}"
+    return None
+
+
+def _setting(place: tuple[int | str, ...]) -> str:
+    name = str(place[0]) if place else "a setting"
+    return name if name.isupper() else f"PALIMPSEST_{name.upper()}"
+
+
+def _database_error(error: Exception) -> str | None:
+    from sqlalchemy import make_url
+    from sqlalchemy.exc import DBAPIError, OperationalError
+
+    from service.config import get_settings
+
+    reason = str(error.orig).strip().splitlines()[0] if isinstance(error, DBAPIError) else str(error)
+    where = make_url(get_settings().database_url).render_as_string(hide_password=True)
+    if isinstance(error, OperationalError):
+        return f"the database at {where} does not answer: {reason}"
+    state = getattr(getattr(error, "orig", None), "sqlstate", None)
+    if state in ("42P01", "22023"):  # no such table, no such role
+        return f"the database at {where} has not been migrated ({reason}); run 'palimpsest migrate' first"
+    if state == "42501":
+        return f"the login of {where} may not do this: {reason}"
+    return None
+
+
+if __name__ == "__main__":
+    main()
