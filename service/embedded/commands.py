@@ -13,8 +13,11 @@ WORKER_STOP_SECONDS = 30.0
 API_STOP_SECONDS = 15.0
 
 
-def api_command(*, listener: int, logs: Path, environment: Mapping[str, str]) -> Command:
-    """The API on a socket that the launcher listens on, so that a restart refuses nobody."""
+def api_command(*, listener: int, announced_in: Path, logs: Path, environment: Mapping[str, str]) -> Command:
+    """The API on a socket that the launcher listens on, so that a restart refuses nobody.
+
+    `announced_in` is the file that tells clients of it, which must not outlive it.
+    """
     return Command(
         name="API",
         arguments=palimpsest("api", "--fd", str(listener)),
@@ -22,6 +25,7 @@ def api_command(*, listener: int, logs: Path, environment: Mapping[str, str]) ->
         environment=with_source(environment),
         stop_seconds=API_STOP_SECONDS,
         hand_on=[listener],
+        remove_on_death=[announced_in],
     )
 
 

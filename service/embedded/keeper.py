@@ -63,6 +63,7 @@ class Keeper:
         self.liveness: int = options.liveness
         self.death_signal: int = options.death_signal
         self.grace_seconds: float = options.grace
+        self.remove: list[str] = options.remove
         self.exit_code: int | None = None
         self.kill_now = False
         self.wake, wake_writer = os.pipe()
@@ -77,6 +78,7 @@ class Keeper:
         """Return the command's exit code; 137 where it had to be killed."""
         while not self._finished():
             if self._launcher_is_gone():
+                self._remove_files()
                 self._end_command()
                 break
         return 128 + signal.SIGKILL if self.exit_code is None else self.exit_code
@@ -89,6 +91,11 @@ class Keeper:
         ready, _, _ = select.select([self.liveness, self.wake], [], [])
         self._drain()
         return self.liveness in ready and not os.read(self.liveness, 64)
+
+    def _remove_files(self) -> None:
+        for path in self.remove:
+            with suppress(OSError):
+                os.unlink(path)  # noqa: PTH108
 
     def _end_command(self) -> None:
         deadline = time.monotonic() + self.grace_seconds
@@ -225,6 +232,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--identity", default="same", help="same, namespace, or UID:GID")
     parser.add_argument(
         "--hold", type=int, action="append", default=[], help="kept open here, not in the command"
+    )
+    parser.add_argument(
+        "--remove", action="append", default=[], help="a file to remove when the launcher is gone"
     )
     parser.add_argument("command", nargs="+")
     return parser.parse_args(argv)

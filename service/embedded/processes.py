@@ -33,6 +33,8 @@ class Command:
     """What it gets when the launcher dies without stopping it."""
     hand_on: Sequence[int] = ()
     """File descriptors that the process itself inherits."""
+    remove_on_death: Sequence[Path] = ()
+    """Files that are false once the launcher is dead."""
 
 
 class ChildProcess:
@@ -136,6 +138,8 @@ class ChildProcess:
         arguments += ["--grace", str(KEEPER_GRACE_SECONDS), "--identity", command.identity]
         for descriptor in self.hold:
             arguments += ["--hold", str(descriptor)]
+        for path in command.remove_on_death:
+            arguments += ["--remove", str(path)]
         return [*arguments, "--", *command.arguments]
 
 

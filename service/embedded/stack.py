@@ -205,7 +205,12 @@ class Stack:
         if self._listener is None:
             raise PartFailed("the API", "has no socket to listen on")
         logs, environment, hold = self.state.logs, self.environment, [self.state.lock]
-        api = api_command(listener=self._listener.fileno(), logs=logs, environment=environment)
+        api = api_command(
+            listener=self._listener.fileno(),
+            announced_in=self.state.connection_file,
+            logs=logs,
+            environment=environment,
+        )
         self.api = ServicePart(api, hold=hold).start()
         background = [worker_command(n + 1, logs=logs, environment=environment) for n in range(self.workers)]
         if self.workers:
