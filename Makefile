@@ -1,0 +1,60 @@
+# Works from any folder (make -f …/Makefile, make -C …) and in folders whose names hold spaces.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+ROOT := $(shell cd "$$(dirname "$(strip $(MAKEFILE_LIST))")" && pwd)
+CD := cd "$(ROOT)" &&
+PY := .venv/bin/python
+
+# What a caller may set: make test JOBS=4 PYTEST_ARGS="-k rollback", make images DOCKER=podman, make up UP_ARGS="--port 8080"
+JOBS ?= 2
+PYTEST_ARGS ?=
+UP_ARGS ?=
+DOCKER ?= docker
+# Two processes share the cores in `make test`; torch's own threads on top would only make them queue.
+PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest
+
+.PHONY: help setup demo up test test-slow test-full lint format images clean
+
+help: ## Show this list
+	@$(CD) awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+
+setup: ## Make .venv with everything in it (a few minutes once, instant afterwards)
+	@$(CD) bash scripts/setup
+
+demo: setup ## Watch it learn five tasks, forget, rehearse, gate and roll back
+	@$(CD) $(PY) -m bench.demo
+
+up: setup ## Start Postgres, Valkey, API and worker here, in the foreground
+	@$(CD) .venv/bin/palimpsest up $(UP_ARGS)
+
+test: setup ## Run the tests that take seconds
+	@$(CD) $(PYTEST) -m "not slow" -n $(JOBS) $(PYTEST_ARGS)
+
+test-slow: setup ## Run only the tests that take longer
+	@$(CD) $(PYTEST) -m slow $(PYTEST_ARGS)
+
+test-full: setup ## Run every test
+	@$(CD) $(PYTEST) $(PYTEST_ARGS)
+
+lint: setup ## Check style, format, types and the arrows between packages
+	@$(CD) $(PY) -m ruff check .
+	@$(CD) $(PY) -m ruff format --check .
+	@$(CD) $(PY) -m mypy
+	@$(CD) .venv/bin/lint-imports
+
+format: setup ## Rewrite the source in the project's style
+	@$(CD) $(PY) -m ruff check --fix-only .
+	@$(CD) $(PY) -m ruff format .
+
+images: ## Build the container images palimpsest-api and palimpsest-worker
+	@$(CD) for target in api worker; do \
+	  $(DOCKER) build --target "$$target" $${TORCH_INDEX_URL:+--build-arg TORCH_INDEX_URL="$$TORCH_INDEX_URL"} \
+	    -t "palimpsest-$$target" .; done
+
+clean: ## Remove .venv, caches and build output
+	@$(CD) rm -rf .venv .cache build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .schemathesis \
+	  .import_linter_cache
+	@$(CD) find . -name __pycache__ -type d -prune -exec rm -rf {} +
