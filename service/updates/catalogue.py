@@ -1,0 +1,77 @@
+"""The strategies, as the workers' generated catalogue describes them; no torch is needed to check a request."""
+
+import json
+from functools import lru_cache
+from importlib.resources import files
+from typing import Any
+
+from jsonschema import Draft202012Validator
+
+from service.errors import FieldError, NotFound, Unprocessable, field_errors
+from service.models import Model
+from service.updates.schemas import StrategyInfo, StrategyRequest
+
+
+@lru_cache
+def strategies() -> dict[str, StrategyInfo]:
+    """Returns every strategy by name."""
+    text = files("service.updates").joinpath("strategies.json").read_text(encoding="utf-8")
+    document = json.loads(text)
+    entries = document["strategies"] if isinstance(document, dict) else document
+    return {entry["name"]: StrategyInfo.model_validate(entry) for entry in entries}
+
+
+def require_strategy(name: str) -> StrategyInfo:
+    """Returns the strategy of that name. Raises `NotFound`."""
+    info = strategies().get(name)
+    if info is None:
+        raise NotFound(f"No strategy '{name}'. {_offer()}", code="strategy_not_found", param="strategy")
+    return info
+
+
+def _offer() -> str:
+    return f"Strategies are: {', '.join(sorted(strategies()))}."
+
+
+def check_strategy(request: StrategyRequest, *, model: Model) -> dict[str, Any]:
+    """Returns the strategy's parameters with defaults filled in.
+
+    Raises `Unprocessable` for an unknown strategy, one that cannot take the model's task or adapter type,
+    and for unknown or out-of-bounds parameters.
+    """
+    info = strategies().get(request.name)
+    if info is None:
+        raise Unprocessable(
+            f"Unknown strategy '{request.name}'. {_offer()}",
+            code="unknown_strategy", param="strategy.name",
+        )  # fmt: skip
+    for kind, wanted, offered in (
+        ("task type", model.task_type, info.task_types),
+        ("adapter type", model.adapter["type"], info.adapter_types),
+    ):
+        if wanted not in offered:
+            raise Unprocessable(
+                f"The strategy '{info.name}' takes the {kind} {', '.join(offered)}, not {wanted}.",
+                code="strategy_not_applicable", param="strategy.name",
+            )  # fmt: skip
+    parameters = request.parameters
+    faults = sorted(
+        Draft202012Validator(info.parameters).iter_errors(parameters), key=lambda fault: list(fault.path)
+    )
+    if faults:
+        errors = [
+            FieldError(
+                loc=["body", "strategy", *fault.absolute_path], msg=fault.message, type=str(fault.validator)
+            )
+            for fault in faults
+        ]
+        raise Unprocessable(
+            f"strategy '{info.name}': {faults[0].message}", code="invalid_strategy_parameters", param="strategy",
+            extra=field_errors(errors),
+        )  # fmt: skip
+    defaults = {
+        name: schema["default"]
+        for name, schema in info.parameters.get("properties", {}).items()
+        if "default" in schema
+    }
+    return {**defaults, **parameters}

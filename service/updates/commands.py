@@ -1,0 +1,216 @@
+"""Requests for updates, and people's decisions on them."""
+
+from collections.abc import Sequence
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from service.config import get_settings
+from service.errors import Conflict, TooManyRequests, Unprocessable
+from service.evaluations.gate import GatePolicy, eval_size_warnings
+from service.examples.queries import count_fresh, count_visible
+from service.models import Model, Task, Update, UpdateState, Version, VersionTask, new_id
+from service.queue import nudge_after_commit
+from service.registry.commands import promote
+from service.registry.queries import get_champion, get_model, get_version
+from service.security import Principal, Scope
+from service.tasks.queries import get_tasks
+from service.updates.catalogue import check_strategy, strategies
+from service.updates.queries import get_update
+from service.updates.schemas import UpdateCreate
+from service.updates.states import ACTIVE, FINISHED, change_state, record_event
+
+
+def request_update(session: Session, *, model: str, request: UpdateCreate, principal: Principal) -> Update:
+    """Stores an update request with its data cut and nudges the workers after the commit.
+
+    Raises `NotFound` for an unknown model or task; `Unprocessable` for an unknown strategy, parent, a task
+    without train or eval rows, or nothing new to learn; `TooManyRequests` past the tenant's queue limit.
+    """
+    if request.promotion == "always":
+        principal.require(Scope.DEPLOY)
+    row = get_model(session, model=model, for_change=True)
+    _check_queue(session, tenant=row.tenant_id)
+    parameters = check_strategy(request.strategy, model=row)
+    tasks = get_tasks(session, model=row, names=list(dict.fromkeys(request.tasks)))
+    parent = _parent(session, model=row, parent=request.parent)
+    cut = row.last_batch
+    warnings = _check_data(session, model=row, tasks=tasks, parent=parent, cut=cut, request=request)
+    update = Update(
+        tenant_id=row.tenant_id, id=new_id("upd"), model_id=row.id, task_ids=[task.id for task in tasks],
+        strategy=request.strategy.name, parameters=parameters, training=request.training.model_dump(),
+        parent=str(request.parent), relearn=request.relearn, promotion=request.promotion,
+        user_metadata=request.metadata, cut=cut, warnings=warnings, requested_by=principal.actor,
+        state=UpdateState.QUEUED, max_attempts=get_settings().max_attempts,
+    )  # fmt: skip
+    session.add(update)
+    session.flush()
+    session.refresh(update)
+    record_event(session, update=update, type_=UpdateState.QUEUED, data={"by": principal.actor})
+    nudge_after_commit(session)
+    return update
+
+
+def _check_queue(session: Session, *, tenant: str) -> None:
+    limit = get_settings().max_queued_updates_per_tenant
+    queued = session.scalar(
+        select(func.count())
+        .select_from(Update)
+        .where(Update.tenant_id == tenant, Update.state == UpdateState.QUEUED)
+    )
+    if (queued or 0) >= limit:
+        raise TooManyRequests(
+            f"{queued} updates are queued already, the limit is {limit}; wait for some to finish or cancel them.",
+            code="too_many_queued_updates", headers={"Retry-After": "30"},
+        )  # fmt: skip
+
+
+def _parent(session: Session, *, model: Model, parent: str | int) -> Version:
+    if isinstance(parent, str):
+        number = get_champion(session, model=model).version
+    elif parent > model.last_version:
+        raise Unprocessable(
+            f"The parent version {parent} does not exist; the newest version of '{model.name}' is {model.last_version}.",
+            code="parent_not_found", param="parent",
+        )  # fmt: skip
+    else:
+        number = parent
+    return get_version(session, model=model, version=number)
+
+
+def _check_data(
+    session: Session, *, model: Model, tasks: Sequence[Task], parent: Version, cut: int, request: UpdateCreate
+) -> list[str]:
+    """Returns the request's warnings; raises `Unprocessable` where the update could not be run or judged."""
+    warnings = []
+    fresh_in_all = 0
+    for task in tasks:
+        _require_rows(session, task=task, cut=cut)
+        after = (
+            0 if request.relearn else learnt_up_to(session, model=model, lineage=parent.lineage, task=task)
+        )
+        fresh = count_fresh(session, task_id=task.id, after_batch=after, up_to_batch=cut)
+        fresh_in_all += fresh
+        if fresh == 0:
+            warnings.append(f"task '{task.name}' has no rows that version {parent.number} has not learnt")
+    starts_from_base = strategies()[request.strategy.name].starts_from == "base"
+    if fresh_in_all == 0 and not starts_from_base:
+        raise Unprocessable(
+            f"Version {parent.number} has learnt every row of {', '.join(task.name for task in tasks)} already. "
+            "Add examples, or set relearn: true to take the rows again.",
+            code="nothing_to_learn", param="tasks",
+        )  # fmt: skip
+    return warnings + _gate_warnings(session, model=model, parent=parent, cut=cut)
+
+
+def _require_rows(session: Session, *, task: Task, cut: int) -> None:
+    for split, code, purpose in (
+        ("train", "no_train_data", "nothing can be learnt from it"),
+        ("eval", "no_eval_data", "what is learnt could not be measured"),
+    ):
+        if count_visible(session, task_id=task.id, split=split, cut=cut) == 0:
+            raise Unprocessable(
+                f"The task '{task.name}' has no {split} examples, so {purpose}. POST examples to it"
+                + (" (one row in ten becomes eval by itself, or say \"split\": \"eval\")." if split == "eval" else "."),
+                code=code, param="tasks",
+            )  # fmt: skip
+
+
+def _gate_warnings(session: Session, *, model: Model, parent: Version, cut: int) -> list[str]:
+    old = session.execute(
+        select(Task.id, Task.name)
+        .join(VersionTask, (VersionTask.task_id == Task.id))
+        .where(
+            VersionTask.model_id == model.id,
+            VersionTask.version.in_(parent.lineage),
+            Task.deleted_at.is_(None),
+        )
+        .distinct()
+    )
+    sizes = {name: count_visible(session, task_id=task_id, split="eval", cut=cut) for task_id, name in old}
+    return eval_size_warnings(GatePolicy(**model.gate), sizes) if sizes else []
+
+
+def learnt_up_to(session: Session, *, model: Model, lineage: Sequence[int], task: Task) -> int:
+    """Returns the last ingest batch of `task` that the lineage has learnt, 0 where it never learnt the task."""
+    learnt = session.scalar(
+        select(func.max(VersionTask.up_to_batch)).where(
+            VersionTask.model_id == model.id, VersionTask.version.in_(lineage), VersionTask.task_id == task.id
+        )
+    )
+    return learnt or 0
+
+
+def cancel_update(session: Session, *, update_id: str, actor: str) -> Update:
+    """Cancels an update: at once where no worker holds it, else at the worker's next step.
+
+    Raises `Conflict` for a finished update; cancelling one that is being cancelled changes nothing.
+    """
+    update = get_update(session, update_id=update_id, lock=True)
+    if update.state in FINISHED:
+        raise Conflict(
+            f"The update is {update.state} and can no longer be cancelled.", code="update_finished"
+        )
+    if update.state in ACTIVE:
+        if update.cancel_requested_at is None:
+            update.cancel_requested_at = session.scalar(select(func.now()))
+            record_event(session, update=update, type_="cancel_requested", data={"by": actor})
+        return update
+    return (
+        change_state(
+            session, update_id=update.id, to=UpdateState.CANCELLED, data={"by": actor}, decided_by=actor
+        )
+        or update
+    )
+
+
+def approve_update(session: Session, *, update_id: str, actor: str, reason: str | None) -> Update:
+    """Promotes a held candidate. Raises `Conflict` when it is not held, or was compared with another champion."""
+    update = get_update(session, update_id=update_id)
+    model = session.get_one(Model, {"tenant_id": update.tenant_id, "id": update.model_id})
+    # The champion's row is locked before the update's, as everywhere: two orders would deadlock.
+    champion = get_champion(session, model=model, lock=True)
+    update = get_update(session, update_id=update_id, lock=True)
+    _require_held(update)
+    if champion.version != update.compared_with:
+        raise Conflict(
+            f"The champion is version {champion.version} now, but the verdict compares with version "
+            f"{update.compared_with}. The candidate is being scored against the new champion; read the update "
+            "again in a moment and decide then.",
+            code="verdict_stale", headers={"Retry-After": "10"},
+        )  # fmt: skip
+    promote(
+        session,
+        model=model,
+        version=update.version or 0,
+        kind="approved",
+        actor=actor,
+        reason=reason,
+        update_id=update.id,
+    )
+    return _decide(session, update=update, to=UpdateState.PROMOTED, actor=actor, reason=reason)
+
+
+def reject_update(session: Session, *, update_id: str, actor: str, reason: str | None) -> Update:
+    """Rejects a held candidate; its version stays readable. Raises `Conflict` when it is not held."""
+    update = get_update(session, update_id=update_id, lock=True)
+    _require_held(update)
+    return _decide(session, update=update, to=UpdateState.REJECTED, actor=actor, reason=reason)
+
+
+def _require_held(update: Update) -> None:
+    if update.state != UpdateState.AWAITING_APPROVAL:
+        raise Conflict(
+            f"The update is {update.state}; only one that is awaiting_approval can be decided.",
+            code="not_awaiting_approval",
+        )
+
+
+def _decide(session: Session, *, update: Update, to: UpdateState, actor: str, reason: str | None) -> Update:
+    decided = change_state(
+        session, update_id=update.id, to=to, only_from=[UpdateState.AWAITING_APPROVAL],
+        data={"by": actor, "reason": reason}, decided_by=actor, rescore_requested_at=None,
+    )  # fmt: skip
+    if decided is None:
+        raise RuntimeError(f"update {update.id} changed under its own lock")
+    return decided

@@ -1,0 +1,117 @@
+"""Updates and strategies over HTTP."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Query, Response
+from sqlalchemy import select
+
+from service.dependencies import Deployer, Page, PageDep, Reader, SessionDep, Trainer, page_of
+from service.errors import problem_responses
+from service.idempotency import IdempotencyDep
+from service.models import Update, UpdateEvent, UpdateState
+from service.registry.queries import get_model, task_names
+from service.schemas import NAME_PATTERN, ModelPath, UpdatePath
+from service.updates import commands, queries
+from service.updates.catalogue import require_strategy, strategies
+from service.updates.schemas import Decision, EventRead, StrategyInfo, StrategyList, UpdateCreate, UpdateRead
+
+router = APIRouter(tags=["Updates"])
+
+StrategyPath = Annotated[str, Path(max_length=64, pattern=NAME_PATTERN)]
+
+
+@router.get("/strategies", summary="List the continual-learning strategies")
+def list_strategies(_principal: Reader) -> StrategyList:
+    """Lists every strategy with a summary, what it can take, and the JSON schema of its parameters."""
+    return StrategyList(data=list(strategies().values()))
+
+
+@router.get("/strategies/{strategy}", summary="Read one strategy")
+def read_strategy(strategy: StrategyPath, _principal: Reader) -> StrategyInfo:
+    """Shows one strategy of the catalogue."""
+    return require_strategy(strategy)
+
+
+@router.post(
+    "/models/{model}/updates",
+    status_code=202,
+    response_model=UpdateRead,
+    summary="Request an update",
+    responses=problem_responses(429),
+)
+def request_update(
+    model: ModelPath, body: UpdateCreate, principal: Trainer, session: SessionDep, idempotency: IdempotencyDep
+) -> Response:
+    """Queues an update that learns the tasks' new rows. `Location` is where to watch it.
+
+    The data cut is pinned now: rows that arrive later wait for the next update. Updates of one model run one
+    after the other, in the order they were requested.
+    """
+    update = commands.request_update(session, model=model, request=body, principal=principal)
+    answer = queries.describe_update(session, update=update)
+    return idempotency.keep(202, answer, headers={"Location": f"/v1/updates/{update.id}"})
+
+
+@router.get("/models/{model}/updates", summary="List a model's updates")
+def list_updates(
+    model: ModelPath,
+    _principal: Reader,
+    session: SessionDep,
+    page: PageDep,
+    status: Annotated[UpdateState | None, Query(description="Only updates in this state")] = None,
+) -> Page[UpdateRead]:
+    """Lists the model's updates, newest first."""
+    row = get_model(session, model=model)
+    statement = select(Update).where(Update.model_id == row.id)
+    if status is not None:
+        statement = statement.where(Update.state == status)
+    updates, cursor = page.select(session, statement, key=Update.seq, newest_first=True)
+    names = task_names(session, model=row)
+    return Page[UpdateRead](
+        **page_of([queries.update_read(u, model=row, names=names) for u in updates], cursor)
+    )
+
+
+@router.get("/updates/{update}", summary="Read an update")
+def read_update(update: UpdatePath, _principal: Reader, session: SessionDep) -> UpdateRead:
+    """Shows state, progress, error, verdict and the version it yielded."""
+    return queries.describe_update(session, update=queries.get_update(session, update_id=update))
+
+
+@router.get("/updates/{update}/events", summary="Read an update's events")
+def list_events(
+    update: UpdatePath, _principal: Reader, session: SessionDep, page: PageDep
+) -> Page[EventRead]:
+    """Lists every change of the update's state, oldest first."""
+    row = queries.get_update(session, update_id=update)
+    statement = select(UpdateEvent).where(UpdateEvent.update_id == row.id)
+    events, cursor = page.select(session, statement, key=UpdateEvent.id)
+    read = [EventRead(id=event.id, type=event.type, data=event.data, at=event.at) for event in events]
+    return Page[EventRead](**page_of(read, cursor))
+
+
+@router.post("/updates/{update}/cancel", summary="Cancel an update")
+def cancel_update(update: UpdatePath, principal: Trainer, session: SessionDep) -> UpdateRead:
+    """Cancels an unfinished update: at once where no worker holds it, else at the worker's next step."""
+    row = commands.cancel_update(session, update_id=update, actor=principal.actor)
+    return queries.describe_update(session, update=row)
+
+
+@router.post("/updates/{update}/approve", summary="Approve a held candidate")
+def approve_update(
+    update: UpdatePath, principal: Deployer, session: SessionDep, body: Decision | None = None
+) -> UpdateRead:
+    """Promotes a candidate that is `awaiting_approval` to champion."""
+    reason = body.reason if body else None
+    row = commands.approve_update(session, update_id=update, actor=principal.actor, reason=reason)
+    return queries.describe_update(session, update=row)
+
+
+@router.post("/updates/{update}/reject", summary="Reject a held candidate")
+def reject_update(
+    update: UpdatePath, principal: Deployer, session: SessionDep, body: Decision | None = None
+) -> UpdateRead:
+    """Keeps a candidate that is `awaiting_approval` from becoming champion; the version stays readable."""
+    reason = body.reason if body else None
+    row = commands.reject_update(session, update_id=update, actor=principal.actor, reason=reason)
+    return queries.describe_update(session, update=row)

@@ -1,0 +1,72 @@
+"""The transition table of updates, and the one function that changes a state."""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from sqlalchemy import func, update
+from sqlalchemy.orm import Session
+
+from service.models import Update, UpdateEvent, UpdateState
+
+QUEUED, TRAINING, EVALUATING = UpdateState.QUEUED, UpdateState.TRAINING, UpdateState.EVALUATING
+AWAITING_APPROVAL = UpdateState.AWAITING_APPROVAL
+PROMOTED, REJECTED = UpdateState.PROMOTED, UpdateState.REJECTED
+FAILED, CANCELLED = UpdateState.FAILED, UpdateState.CANCELLED
+
+TRANSITIONS: Mapping[UpdateState, frozenset[UpdateState]] = {
+    QUEUED: frozenset({TRAINING, FAILED, CANCELLED}),
+    # back to the queue on a lost lease or a graceful stop
+    TRAINING: frozenset({EVALUATING, QUEUED, FAILED, CANCELLED}),
+    EVALUATING: frozenset({PROMOTED, REJECTED, AWAITING_APPROVAL, QUEUED, FAILED, CANCELLED}),
+    # back to evaluating when the champion moved meanwhile
+    AWAITING_APPROVAL: frozenset({PROMOTED, REJECTED, EVALUATING, FAILED, CANCELLED}),
+    PROMOTED: frozenset(),
+    REJECTED: frozenset(),
+    FAILED: frozenset(),
+    CANCELLED: frozenset(),
+}
+ACTIVE = frozenset({TRAINING, EVALUATING})
+FINISHED = frozenset(state for state, successors in TRANSITIONS.items() if not successors)
+
+
+def change_state(
+    session: Session,
+    *,
+    update_id: str,
+    to: UpdateState,
+    only_from: Collection[UpdateState] | None = None,
+    fence: int | None = None,
+    data: Mapping[str, Any] | None = None,
+    **values: Any,
+) -> Update | None:
+    """Moves an update to state `to` and leaves an event; returns the row, or None where nothing matched.
+
+    Nothing matches when the update is not in a state that leads to `to` (or not in `only_from`), or when its
+    fence has risen past `fence`: then another worker holds it. `values` are columns set along with the state.
+    """
+    sources = [state for state, successors in TRANSITIONS.items() if to in successors]
+    if only_from is not None:
+        sources = [state for state in sources if state in only_from]
+    statement = update(Update).where(Update.id == update_id, Update.state.in_(sources))
+    if fence is not None:
+        statement = statement.where(Update.fence == fence)
+    if to in FINISHED:
+        values["finished_at"] = func.now()
+    if to not in ACTIVE:
+        values |= {"worker": None, "lease_expires_at": None, "progress": None}
+    row = session.scalar(
+        statement.values(state=to, **values).returning(Update).execution_options(populate_existing=True)
+    )
+    if row is not None:
+        record_event(session, update=row, type_=to, data=data)
+    return row
+
+
+def record_event(
+    session: Session, *, update: Update, type_: str, data: Mapping[str, Any] | None = None
+) -> None:
+    """Appends an event to an update's life."""
+    session.add(
+        UpdateEvent(tenant_id=update.tenant_id, update_id=update.id, type=str(type_), data=dict(data or {}))
+    )
+    session.flush()
