@@ -7,6 +7,7 @@ at arguments up to a few million, so it does not carry one.
 from __future__ import annotations
 
 import math
+from statistics import NormalDist
 
 _HALF_LOG_TWO_PI = 0.5 * math.log(2.0 * math.pi)
 _TINY = 1e-300
@@ -37,7 +38,7 @@ def beta_quantile(probability: float, a: float, b: float) -> float:
     replaced by its midpoint, so the method cannot diverge.
     """
     low, high = 0.0, 1.0
-    x = a / (a + b)
+    x = _normal_guess(probability, a, b)
     for _ in range(_MAX_STEPS):
         error = incomplete_beta(a, b, x) - probability
         if error > 0.0:
@@ -50,6 +51,13 @@ def beta_quantile(probability: float, a: float, b: float) -> float:
             return x
         x = x - step if low < x - step < high else 0.5 * (low + high)
     return x
+
+
+def _normal_guess(probability: float, a: float, b: float) -> float:
+    mean = a / (a + b)
+    deviation = math.sqrt(mean * (1.0 - mean) / (a + b + 1.0))
+    guess = mean + NormalDist().inv_cdf(probability) * deviation
+    return guess if 0.0 < guess < 1.0 else mean
 
 
 def _left_tail(a: float, b: float, x: float) -> float:
@@ -83,10 +91,14 @@ def _power_term(a: float, b: float, x: float) -> float:
     """
     total = a + b
     mean, rest = a / total, b / total
-    offset = x - mean
-    exponent = a * math.log1p(offset / mean) + b * math.log1p(-offset / rest)
+    exponent = a * _log_ratio(x, mean, x - mean) + b * _log_ratio(1.0 - x, rest, mean - x)
     remainder = _stirling_remainder(total) - _stirling_remainder(a) - _stirling_remainder(b)
     return math.sqrt(mean * b / (2.0 * math.pi)) * math.exp(exponent + remainder)
+
+
+def _log_ratio(value: float, mean: float, difference: float) -> float:
+    """ln(value / mean), through their difference (known more exactly) where they are close."""
+    return math.log1p(difference / mean) if abs(difference) < 0.5 * mean else math.log(value / mean)
 
 
 def _stirling_remainder(z: float) -> float:

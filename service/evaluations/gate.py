@@ -58,6 +58,8 @@ class GatePolicy:
             raise ValueError(f"max_regression must lie between 0 and 1, not {self.max_regression}")
         if not 0.5 < self.confidence < 1.0:
             raise ValueError(f"confidence must lie between 0.5 and 1, both excluded, not {self.confidence}")
+        if self.min_new_score is not None and not math.isfinite(self.min_new_score):
+            raise ValueError(f"min_new_score must be a number or null, not {self.min_new_score}")
         if self.on_inconclusive not in ("hold", "promote", "reject"):
             raise ValueError(f"on_inconclusive is hold, promote or reject, not {self.on_inconclusive!r}")
 

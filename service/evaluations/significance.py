@@ -174,11 +174,19 @@ def _needed_size(negative: int, positive: int, size: int, margin: float, confide
     if math.isclose(delta, -margin, rel_tol=1e-9, abs_tol=1e-12):
         return None
 
-    def decides(candidate: int) -> bool:
-        scale = candidate / size
-        bounds = _delta_bounds(negative * scale, positive * scale, candidate, 1.0 - confidence)
-        return _decide(*bounds, margin) != "inconclusive"
+    tail = 1.0 - confidence
 
+    def passes(candidate: int) -> bool:
+        scale = candidate / size
+        gained = _lower_bound(positive * scale, candidate, tail)
+        return gained - _upper_bound(negative * scale, candidate, tail) > -margin
+
+    def fails(candidate: int) -> bool:
+        scale = candidate / size
+        lost = _lower_bound(negative * scale, candidate, tail)
+        return _upper_bound(positive * scale, candidate, tail) - lost < -margin
+
+    decides = passes if delta > -margin else fails
     return _first_true(decides, start=size, limit=MAX_NEEDED_SIZE)
 
 
@@ -195,14 +203,14 @@ def _first_true(decides: Callable[[int], bool], start: int, limit: int) -> int |
     return high
 
 
-def _delta_bounds(negative: float, positive: float, size: int, tail: float) -> tuple[float, float]:
+def _delta_bounds(negative: int, positive: int, size: int, tail: float) -> tuple[float, float]:
     negative_low, negative_high = _proportion_bounds(negative, size, tail)
     positive_low, positive_high = _proportion_bounds(positive, size, tail)
     return positive_low - negative_high, positive_high - negative_low
 
 
-def _proportion_bounds(successes: float, n: int, tail: float) -> tuple[float, float]:
-    return _lower_bound(successes, n, tail), 1.0 - _lower_bound(n - successes, n, tail)
+def _proportion_bounds(successes: int, n: int, tail: float) -> tuple[float, float]:
+    return _lower_bound(successes, n, tail), _upper_bound(successes, n, tail)
 
 
 def _lower_bound(successes: float, n: int, tail: float) -> float:
@@ -212,6 +220,10 @@ def _lower_bound(successes: float, n: int, tail: float) -> float:
     if successes >= n:
         return math.exp(math.log(tail) / n)
     return beta_quantile(tail, successes, n - successes + 1.0)
+
+
+def _upper_bound(successes: float, n: int, tail: float) -> float:
+    return 1.0 - _lower_bound(n - successes, n, tail)
 
 
 def _check_confidence(confidence: float) -> None:

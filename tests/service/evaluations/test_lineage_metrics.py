@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.evaluations.metrics import (
@@ -195,6 +195,7 @@ def full_lineages(draw: st.DrawFn) -> tuple[list[list[float | None]], list[int |
     return [[None] * tasks, *scored], learnt
 
 
+@settings(deadline=None)
 @given(full_lineages())
 def test_forgetting_is_never_less_than_what_backward_transfer_lost(
     lineage: tuple[list[list[float | None]], list[int | None]],
@@ -206,6 +207,7 @@ def test_forgetting_is_never_less_than_what_backward_transfer_lost(
         assert lost >= -transferred - 1e-12
 
 
+@settings(deadline=None)
 @given(full_lineages(), st.randoms())
 def test_no_metric_depends_on_the_order_of_tasks(
     lineage: tuple[list[list[float | None]], list[int | None]], shuffle: object

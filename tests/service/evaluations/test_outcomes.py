@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.evaluations.outcomes import (
@@ -47,6 +47,7 @@ def any_outcomes(draw: st.DrawFn) -> Outcomes:
     )
 
 
+@settings(deadline=None)
 @given(any_outcomes(), st.randoms(use_true_random=False))
 def test_packed_outcomes_come_back_in_the_order_of_the_eval_set(before: Outcomes, shuffle: object) -> None:
     places = list(range(len(before)))
