@@ -1,0 +1,126 @@
+"""Reads of scores: what versions answered, example by example."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from service.evaluations.outcomes import Outcomes, PackedOutcomes, common_accuracies, unpack
+from service.models import EvalSet, Model, Score
+
+Pair = tuple[int, str]  # version number, task id
+
+
+@dataclass(frozen=True, slots=True)
+class StoredScore:
+    """The aggregate of one stored score."""
+
+    version: int
+    task_id: str
+    eval_set_id: str
+    score: float
+    size: int
+
+
+def stored_scores(
+    session: Session, *, model: Model, versions: Iterable[int], task_ids: Iterable[str]
+) -> list[StoredScore]:
+    """Returns the aggregates of all scores of these versions on these tasks, oldest first."""
+    rows = session.execute(
+        select(Score.version, Score.task_id, Score.eval_set_id, Score.score, Score.size)
+        .where(
+            Score.model_id == model.id, Score.version.in_(list(versions)), Score.task_id.in_(list(task_ids))
+        )
+        .order_by(Score.created_at, Score.eval_set_id)
+    )
+    return [StoredScore(*row) for row in rows]
+
+
+def is_scored(session: Session, *, model: Model, version: int, eval_set_id: str) -> bool:
+    """Says whether the version was scored on that very eval set."""
+    found = session.scalar(
+        select(Score.size).where(
+            Score.model_id == model.id, Score.version == version, Score.eval_set_id == eval_set_id
+        )
+    )
+    return found is not None
+
+
+def load_outcomes(
+    session: Session, *, model: Model, versions: Iterable[int], task_ids: Iterable[str]
+) -> dict[Pair, Outcomes]:
+    """Returns per-example outcomes by (version, task id), over every eval set the pair was scored on.
+
+    An example scored more than once (the eval set grew between) counts once: answers do not change.
+    """
+    rows = session.execute(
+        select(Score, EvalSet.example_ids)
+        .join(EvalSet, (EvalSet.tenant_id == Score.tenant_id) & (EvalSet.id == Score.eval_set_id))
+        .where(
+            Score.model_id == model.id, Score.version.in_(list(versions)), Score.task_id.in_(list(task_ids))
+        )
+        .order_by(Score.created_at, Score.eval_set_id)
+    )
+    found: dict[Pair, Outcomes] = {}
+    for score, ids in rows:
+        packed = PackedOutcomes(
+            size=score.size, correct=score.correct, predicted=score.predicted, confidence=score.confidence
+        )
+        outcomes = unpack(packed, np.asarray(ids, dtype=np.int64))
+        pair = (score.version, score.task_id)
+        found[pair] = outcomes if pair not in found else _union(found[pair], outcomes)
+    return found
+
+
+def _union(earlier: Outcomes, later: Outcomes) -> Outcomes:
+    ids, first = np.unique(np.concatenate([later.example_ids, earlier.example_ids]), return_index=True)
+
+    def column(name: str) -> np.ndarray:
+        joined: np.ndarray = np.concatenate([getattr(later, name), getattr(earlier, name)])[first]
+        return joined
+
+    return Outcomes(
+        example_ids=ids,
+        correct=column("correct"),
+        predicted=column("predicted"),
+        confidence=column("confidence"),
+    )
+
+
+def score_matrix(
+    session: Session, *, model: Model, versions: Sequence[int], task_ids: Sequence[str]
+) -> list[list[float | None]]:
+    """Returns R: one row per version, one column per task, None where a version was not scored.
+
+    Within a column all cells stand on the same examples. Where every version was scored on the very same eval
+    set (the usual case) the stored aggregates are used; where the set grew, outcomes are read and compared
+    on the examples that all of them share.
+    """
+    aggregates = stored_scores(session, model=model, versions=versions, task_ids=task_ids)
+    columns = {task_id: _column_of_one_set(aggregates, versions, task_id) for task_id in task_ids}
+    grown = [task_id for task_id, column in columns.items() if column is None]
+    if grown:
+        outcomes = load_outcomes(session, model=model, versions=versions, task_ids=grown)
+        for task_id in grown:
+            columns[task_id] = common_accuracies([outcomes.get((version, task_id)) for version in versions])
+    return [
+        [column[row] for task_id in task_ids if (column := columns[task_id]) is not None]
+        for row in range(len(versions))
+    ]
+
+
+def _column_of_one_set(
+    aggregates: Sequence[StoredScore], versions: Sequence[int], task_id: str
+) -> list[float | None] | None:
+    """The task's column where one eval set covers every scored version; None where none does."""
+    by_set: dict[str, dict[int, float]] = {}
+    for entry in aggregates:
+        if entry.task_id == task_id:
+            by_set.setdefault(entry.eval_set_id, {})[entry.version] = entry.score
+    scored = {version for scores in by_set.values() for version in scores}
+    for scores in reversed(by_set.values()):  # the newest set first
+        if scores.keys() == scored:
+            return [scores.get(version) for version in versions]
+    return None if scored else [None] * len(versions)
