@@ -6,6 +6,8 @@ from pathlib import Path
 from urllib.parse import quote
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from service.embedded.errors import BinariesMissing, PartFailed
 from service.embedded.ports import LOOPBACK
@@ -66,7 +68,10 @@ class ValkeyServer(EmbeddedServer):
         )
 
     def _answers(self, port: int) -> bool:
-        with redis.Redis(host=LOOPBACK, port=port, password=self.password, socket_timeout=5) as client:
+        once = Retry(NoBackoff(), retries=0)
+        with redis.Redis(
+            host=LOOPBACK, port=port, password=self.password, socket_timeout=5, retry=once
+        ) as client:
             try:
                 return bool(client.ping())
             except redis.AuthenticationError as error:
