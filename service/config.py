@@ -87,6 +87,9 @@ class Settings(BaseSettings):
     work_dir: Path | None = Field(
         default=None, description="scratch space of workers; default: the system's temporary folder"
     )
+    code_revision: str | None = Field(
+        default=None, description="recorded with every version; images set it at build time"
+    )
     torch_threads: int | None = Field(default=None, ge=1)
 
     # Base models

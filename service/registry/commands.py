@@ -21,6 +21,7 @@ from service.registry.queries import (
     previous_champion,
 )
 from service.registry.schemas import ModelChange, ModelCreate
+from service.updates.states import change_state
 
 MoveKind = Literal["created", "promoted", "approved", "forced", "assigned", "rolled_back"]
 
@@ -264,8 +265,20 @@ def _move(
         current.updated_at = move.at
     session.flush()
     if alias == CHAMPION and kind != "created":
+        if kind in ("assigned", "rolled_back"):
+            _settle_held(session, model=model, version=to, actor=actor, reason=reason)
         _request_rescoring(session, model=model)
     return move
+
+
+def _settle_held(session: Session, *, model: Model, version: int, actor: str, reason: str | None) -> None:
+    # A held candidate that a person made champion directly is thereby approved.
+    update_id = get_version(session, model=model, version=version).update_id
+    if update_id is not None:
+        change_state(
+            session, update_id=update_id, to=UpdateState.PROMOTED, only_from=[UpdateState.AWAITING_APPROVAL],
+            data={"by": actor, "reason": reason}, decided_by=actor, rescore_requested_at=None,
+        )  # fmt: skip
 
 
 def _request_rescoring(session: Session, *, model: Model) -> None:

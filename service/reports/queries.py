@@ -1,0 +1,240 @@
+"""Reads behind the reports: scores and flips of a lineage, never a model run again."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from service.dependencies import PageRequest, encode_cursor
+from service.errors import NotFound
+from service.evaluations.gate import Role, Verdict, from_json
+from service.evaluations.metrics import LearntAt, Matrix, best_earlier_score, summarise
+from service.evaluations.outcomes import Outcomes, flips, pair
+from service.evaluations.queries import load_outcomes, score_matrix, stored_scores
+from service.examples.queries import public_id
+from service.models import Example, Model, Task, Update, Version, VersionTask
+from service.registry.queries import get_champion, get_model, get_version
+from service.reports.forgetting import PairedOutcome, TaskEvidence, forgetting_report, update_report
+from service.reports.schemas import Answer, Flip, FlipPage, ForgettingReport, UpdateReport
+from service.tasks.queries import get_task
+
+Kind = Literal["negative", "positive"]
+
+
+@dataclass(frozen=True, slots=True)
+class Lineage:
+    """A lineage's tasks in the order they were learnt, its score matrix, and the row each task was learnt at."""
+
+    versions: Sequence[int]
+    tasks: Sequence[Task]
+    matrix: Matrix
+    learnt_at: LearntAt
+
+
+def read_lineage(session: Session, *, model: Model, version: Version) -> Lineage:
+    """Returns the tasks and the score matrix of a version's lineage; erased tasks are left out."""
+    first_learnt = _first_learnt(session, model=model, lineage=version.lineage)
+    scored = {score.task_id for score in stored_scores(
+        session, model=model, versions=[version.number], task_ids=_task_ids(session, model=model))}  # fmt: skip
+    tasks = session.scalars(
+        select(Task).where(Task.id.in_({*first_learnt, *scored}), Task.deleted_at.is_(None))
+    ).all()
+    rows = {number: row for row, number in enumerate(version.lineage)}
+    ordered = sorted(tasks, key=lambda task: (first_learnt.get(task.id, version.number + 1), task.seq))
+    learnt_at = [rows[first_learnt[task.id]] if task.id in first_learnt else None for task in ordered]
+    matrix = score_matrix(
+        session, model=model, versions=version.lineage, task_ids=[task.id for task in ordered]
+    )
+    return Lineage(versions=version.lineage, tasks=ordered, matrix=matrix, learnt_at=learnt_at)
+
+
+def _first_learnt(session: Session, *, model: Model, lineage: Sequence[int]) -> dict[str, int]:
+    rows = session.execute(
+        select(VersionTask.task_id, func.min(VersionTask.version))
+        .where(VersionTask.model_id == model.id, VersionTask.version.in_(lineage))
+        .group_by(VersionTask.task_id)
+    )
+    return {task_id: version for task_id, version in rows}  # noqa: C416
+
+
+def _task_ids(session: Session, *, model: Model) -> list[str]:
+    return list(session.scalars(select(Task.id).where(Task.model_id == model.id)))
+
+
+def forgetting(session: Session, *, model: str, version: int | None) -> ForgettingReport:
+    """Returns the accuracy matrix of the champion's lineage, or of the lineage of `version`."""
+    row = get_model(session, model=model)
+    number = get_champion(session, model=row).version if version is None else version
+    lineage = read_lineage(session, model=row, version=get_version(session, model=row, version=number))
+    document = forgetting_report(
+        model=row.name, version=number, tasks=[task.name for task in lineage.tasks], versions=lineage.versions,
+        matrix=lineage.matrix, learnt_at=lineage.learnt_at,
+    )  # fmt: skip
+    return ForgettingReport.model_validate(document)
+
+
+def version_report(session: Session, *, model: str, version: int) -> UpdateReport:
+    """Returns the report of the update that made a version. Raises `NotFound` for the base, which none made."""
+    row = get_model(session, model=model)
+    found = get_version(session, model=row, version=version)
+    if found.parent is None or found.strategy is None:
+        raise NotFound(
+            "Version 0 is the untouched base; no update made it.", code="no_report", param="version"
+        )
+    lineage = read_lineage(session, model=row, version=found)
+    update = session.scalar(select(Update).where(Update.id == found.update_id))
+    document = update_report(
+        model=row.name, version=version, parent=found.parent, strategy=found.strategy,
+        tasks=_evidence(session, model=row, version=found, lineage=lineage),
+        lineage=summarise(lineage.matrix, lineage.learnt_at), verdict=_verdict(update),
+        confidence=float(row.gate["confidence"]),
+    )  # fmt: skip
+    return UpdateReport.model_validate(
+        {
+            **document,
+            "compared_with": update.compared_with if update else None,
+            "trained": found.statistics,
+            "created_at": found.created_at,
+        }
+    )
+
+
+def _verdict(update: Update | None) -> Verdict | None:
+    if update is None or update.verdict is None:
+        return None
+    return from_json(update.verdict)  # type: ignore[arg-type]  # to_json wrote it
+
+
+def _evidence(session: Session, *, model: Model, version: Version, lineage: Lineage) -> list[TaskEvidence]:
+    parent = version.parent or 0
+    parent_row = lineage.versions.index(parent)
+    taught = set(
+        session.scalars(
+            select(VersionTask.task_id).where(
+                VersionTask.model_id == model.id, VersionTask.version == version.number
+            )
+        )
+    )
+    outcomes = load_outcomes(
+        session, model=model, versions={version.number, parent}, task_ids=[task.id for task in lineage.tasks]
+    )
+    evidence = []
+    for column, task in enumerate(lineage.tasks):
+        ours, theirs = outcomes.get((version.number, task.id)), outcomes.get((parent, task.id))
+        learnt_at = lineage.learnt_at[column]
+        evidence.append(
+            TaskEvidence(
+                task=task.name,
+                role=_role(learnt_at, last_row=len(lineage.versions) - 1, taught=task.id in taught),
+                eval_size=len(ours) if ours is not None else 0,
+                score=lineage.matrix[-1][column],
+                parent_score=lineage.matrix[parent_row][column],
+                learned_score=lineage.matrix[learnt_at][column] if learnt_at is not None else None,
+                best_score=best_earlier_score(lineage.matrix, column),
+                paired=_paired(theirs, ours),
+            )
+        )
+    return evidence
+
+
+def _role(learnt_at: int | None, *, last_row: int, taught: bool) -> Role:
+    if learnt_at == last_row:
+        return "new"
+    return "relearnt" if taught else "old"
+
+
+def _paired(before: Outcomes | None, after: Outcomes | None) -> PairedOutcome | None:
+    if before is None or after is None:
+        return None
+    paired = pair(before, after)
+    negative, positive = flips(paired)
+    return PairedOutcome(
+        size=len(paired.example_ids), negative_flips=len(negative), positive_flips=len(positive)
+    )
+
+
+def list_flips(
+    session: Session,
+    *,
+    model: str,
+    version: int,
+    against: int | None,
+    task: str | None,
+    kind: Kind | None,
+    page: PageRequest,
+) -> FlipPage:
+    """Returns the very examples on which a version differs from another one (its parent by default).
+
+    Erased examples are gone from the list; their share in the counts remains.
+    """
+    row = get_model(session, model=model)
+    after = get_version(session, model=row, version=version)
+    before = get_version(session, model=row, version=against if against is not None else after.parent or 0)
+    tasks = [get_task(session, model=row, task=task)] if task is not None else _live_tasks(session, model=row)
+    names = {entry.id: entry.name for entry in tasks}
+    outcomes = load_outcomes(session, model=row, versions={before.number, after.number}, task_ids=list(names))
+    flipped = _flipped(outcomes, before=before.number, after=after.number, names=names, kind=kind)
+    wanted = sorted(example for example in flipped if page.after is None or example > page.after)
+    examples = session.scalars(
+        select(Example).where(Example.id.in_(wanted)).order_by(Example.id).limit(page.limit + 1)
+    ).all()
+    shown = examples[: page.limit]
+    more = len(examples) > page.limit
+    answers = _Answers(outcomes, before=before, after=after)
+    return FlipPage(
+        model=row.name, before=before.number, after=after.number,
+        data=[answers.flip(example, names=names, kind=flipped[example.id]) for example in shown],
+        has_more=more, next_cursor=encode_cursor(shown[-1].id) if more else None,
+    )  # fmt: skip
+
+
+def _live_tasks(session: Session, *, model: Model) -> Sequence[Task]:
+    return session.scalars(select(Task).where(Task.model_id == model.id, Task.deleted_at.is_(None))).all()
+
+
+def _flipped(
+    outcomes: Mapping[tuple[int, str], Outcomes],
+    *,
+    before: int,
+    after: int,
+    names: Mapping[str, str],
+    kind: Kind | None,
+) -> dict[int, Kind]:
+    flipped: dict[int, Kind] = {}
+    for task_id in names:
+        ours, theirs = outcomes.get((after, task_id)), outcomes.get((before, task_id))
+        if ours is None or theirs is None:
+            continue
+        negative, positive = flips(pair(theirs, ours))
+        if kind in (None, "negative"):
+            flipped |= dict.fromkeys(map(int, negative), "negative")
+        if kind in (None, "positive"):
+            flipped |= dict.fromkeys(map(int, positive), "positive")
+    return flipped
+
+
+class _Answers:
+    """Looks up what two versions said of an example."""
+
+    def __init__(
+        self, outcomes: Mapping[tuple[int, str], Outcomes], *, before: Version, after: Version
+    ) -> None:
+        self._outcomes, self._before, self._after = outcomes, before, after
+        self._positions: dict[tuple[int, str], dict[int, int]] = {}
+
+    def flip(self, example: Example, *, names: Mapping[str, str], kind: Kind) -> Flip:
+        return Flip(
+            task=names[example.task_id], kind=kind, id=public_id(example), content=example.content,
+            expected=example.label, before=self._answer(self._before, example), after=self._answer(self._after, example),
+        )  # fmt: skip
+
+    def _answer(self, version: Version, example: Example) -> Answer:
+        key = (version.number, example.task_id)
+        outcomes = self._outcomes[key]
+        if key not in self._positions:
+            self._positions[key] = {int(id_): at for at, id_ in enumerate(outcomes.example_ids)}
+        at = self._positions[key][example.id]
+        label: Any = version.labels[int(outcomes.predicted[at])]
+        return Answer(label=label, confidence=round(float(outcomes.confidence[at]), 4))

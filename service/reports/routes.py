@@ -1,0 +1,56 @@
+"""Reports over HTTP."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+
+from service.dependencies import PageDep, Reader, SessionDep
+from service.reports import queries
+from service.reports.schemas import FlipPage, ForgettingReport, UpdateReport
+from service.schemas import NAME_PATTERN, ModelPath, VersionPath
+
+router = APIRouter(tags=["Reports"])
+
+
+@router.get("/models/{model}/versions/{version}/report", summary="Read an update's forgetting report")
+def read_report(
+    model: ModelPath, version: VersionPath, _principal: Reader, session: SessionDep
+) -> UpdateReport:
+    """Shows what the update gave and cost on every task, with the gate's verdict and its reasons in numbers."""
+    return queries.version_report(session, model=model, version=version)
+
+
+@router.get("/models/{model}/versions/{version}/flips", summary="Read the very examples that changed sides")
+def read_flips(
+    model: ModelPath,
+    version: VersionPath,
+    _principal: Reader,
+    session: SessionDep,
+    page: PageDep,
+    task: Annotated[
+        str | None, Query(max_length=128, pattern=NAME_PATTERN, description="Only this task; default: all")
+    ] = None,
+    kind: Annotated[
+        queries.Kind | None, Query(description="negative: right before, wrong now; default: both")
+    ] = None,
+    against: Annotated[
+        int | None, Query(ge=0, le=2**31, description="Version before; default: the parent")
+    ] = None,
+) -> FlipPage:
+    """Lists text, expected label, and both versions' answers."""
+    return queries.list_flips(
+        session, model=model, version=version, against=against, task=task, kind=kind, page=page
+    )
+
+
+@router.get("/models/{model}/reports/forgetting", summary="Read the accuracy matrix of a lineage")
+def read_forgetting(
+    model: ModelPath,
+    _principal: Reader,
+    session: SessionDep,
+    version: Annotated[
+        int | None, Query(ge=0, le=2**31, description="End of the lineage; default: the champion")
+    ] = None,
+) -> ForgettingReport:
+    """Shows the score of every version of the lineage on every task, and what follows from it."""
+    return queries.forgetting(session, model=model, version=version)

@@ -1,0 +1,140 @@
+"""What the reports answer."""
+
+from datetime import datetime
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field
+
+Decision = Literal["pass", "fail", "inconclusive"]
+
+
+class FlipCounts(BaseModel):
+    """How many examples changed sides against the parent."""
+
+    negative: int = Field(description="Right before, wrong now")
+    positive: int = Field(description="Wrong before, right now")
+
+
+class TaskReport(BaseModel):
+    """What an update did to one task. Scores are accuracies on examples that all compared versions answered."""
+
+    task: str
+    role: Literal["new", "old", "relearnt"]
+    eval_size: int
+    score: float | None
+    parent_score: float | None
+    learned_score: float | None = Field(description="Of the version that first learnt the task")
+    best_score: float | None = Field(description="Best of any earlier version of the lineage")
+    delta: float | None = Field(description="Change against the parent")
+    delta_ci: list[float] | None = Field(
+        description="Exact bounds on the change, each at the gate's confidence"
+    )
+    p_value: float | None = Field(description="McNemar's exact test of any change")
+    p_value_holm: float | None = Field(description="The same, corrected for the number of tasks")
+    forgetting: float | None = Field(description="best_score − score")
+    flips: FlipCounts | None
+
+
+class Reason(BaseModel):
+    """What one rule of the gate found on one task."""
+
+    task: str
+    rule: str
+    decision: Decision
+    observed: float | None
+    bound: float
+    detail: str
+
+
+class Verdict(BaseModel):
+    """The gate's decision with its reasons, the gravest first."""
+
+    decision: Decision
+    reasons: list[Reason]
+
+
+class UpdateSummary(BaseModel):
+    """An update in numbers; null where nothing could be measured."""
+
+    average_accuracy: float | None
+    learning_accuracy: float | None = Field(description="Mean score right after learning (1810.11910)")
+    backward_transfer: float | None = Field(description="Mean change since learning (1706.08840)")
+    forward_transfer: float | None
+    forgetting: float | None = Field(description="Mean fall from the best earlier score (1801.10112)")
+    stability: float | None = Field(description="Mean share of the first score that old tasks kept")
+    worst_retention: float | None
+    plasticity: float | None = Field(description="Mean score of the tasks the update learnt")
+    negative_flip_rate: float | None = Field(
+        description="Share of old tasks' examples that turned wrong (2011.09161)"
+    )
+
+
+class UpdateReport(BaseModel):
+    """Stability and plasticity of one update."""
+
+    model: str
+    version: int
+    parent: int
+    strategy: str
+    tasks: list[TaskReport]
+    summary: UpdateSummary
+    verdict: Verdict | None
+    compared_with: int | None = Field(description="The champion the verdict compares with")
+    trained: dict[str, Any] = Field(description="Steps, rows, seconds and loss curve of the training")
+    created_at: datetime
+
+
+class LineageSummary(BaseModel):
+    """A lineage in numbers; null where nothing could be measured."""
+
+    average_accuracy: float | None
+    learning_accuracy: float | None
+    backward_transfer: float | None
+    forward_transfer: float | None
+    forgetting: float | None
+    stability: float | None
+    worst_retention: float | None
+    intransigence: float | None
+
+
+class ForgettingReport(BaseModel):
+    """The accuracy matrix of a lineage: one row per version, one column per task."""
+
+    model: str
+    version: int
+    tasks: list[str] = Field(description="In the order they were learnt")
+    versions: list[int] = Field(description="The lineage, from the base on")
+    matrix: list[list[float | None]] = Field(
+        description="matrix[row][column]: score of versions[row] on tasks[column]; null where it was not scored"
+    )
+    summary: LineageSummary
+
+
+class Answer(BaseModel):
+    """What one version said of an example."""
+
+    label: str
+    confidence: float
+
+
+class Flip(BaseModel):
+    """An example that changed sides between two versions."""
+
+    task: str
+    kind: Literal["negative", "positive"]
+    id: str
+    content: dict[str, Any]
+    expected: str | None
+    before: Answer
+    after: Answer
+
+
+class FlipPage(BaseModel):
+    """The examples that changed sides between `before` and `after`."""
+
+    model: str
+    before: int
+    after: int
+    data: list[Flip]
+    has_more: bool
+    next_cursor: str | None

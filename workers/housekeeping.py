@@ -1,0 +1,112 @@
+"""Sweeps: expired leases, hints for queued updates, orphaned artifacts and work folders.
+
+`python -m workers.housekeeping` sweeps as a process of its own; every worker sweeps too.
+"""
+
+import shutil
+import signal
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+from redis import Redis
+from redis.exceptions import RedisError
+from sqlalchemy import select
+from sqlalchemy.exc import SQLAlchemyError
+from structlog import get_logger
+
+from service.artifacts import get_store
+from service.config import get_settings
+from service.db import EVERY_TENANT, session_scope
+from service.logs import configure_logging
+from service.models import Update, Version
+from service.queue import QUEUE, nudge_workers
+from service.updates.leases import sweep_expired, work_is_waiting
+from service.updates.states import FINISHED
+
+log = get_logger(__name__)
+MAX_WAITING_HINTS = 20  # more of them tell the workers nothing new
+STORE_SWEEP_SECONDS = 600.0
+ORPHAN_AGE_SECONDS = 3600.0
+
+
+def sweep_forever(stopping: threading.Event) -> None:
+    """Sweeps every few seconds until told to stop; a failing database or broker is waited out."""
+    swept_store = 0.0
+    while not stopping.wait(get_settings().sweep_seconds):
+        try:
+            sweep_updates()
+            if time.monotonic() - swept_store > STORE_SWEEP_SECONDS:
+                swept_store = time.monotonic()
+                sweep_store()
+                sweep_work_folders()
+        except (SQLAlchemyError, RedisError, OSError) as error:
+            log.warning(
+                "sweep_failed",
+                error=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
+            )
+
+
+def sweep_updates() -> list[str]:
+    """Takes back expired leases and hints at waiting work; returns the ids of the updates taken back."""
+    with session_scope(tenant=EVERY_TENANT, role="worker") as session:
+        expired = sweep_expired(session)
+    with session_scope(tenant=EVERY_TENANT, role="worker") as session:
+        waiting = work_is_waiting(session)
+    for update_id in expired:
+        log.warning("lease_expired", update=update_id)
+    if waiting and _hints_waiting() < MAX_WAITING_HINTS:
+        nudge_workers()
+    return expired
+
+
+def _hints_waiting() -> int:
+    with Redis.from_url(get_settings().redis_url, socket_timeout=2, socket_connect_timeout=2) as redis:
+        length = redis.llen(QUEUE)
+    return length if isinstance(length, int) else 0
+
+
+def sweep_store() -> int:
+    """Deletes artifacts that no version refers to and that are older than an hour; returns how many."""
+    store = get_store()
+    old = [sha256 for sha256, age in store.hashes() if age > ORPHAN_AGE_SECONDS]
+    if not old:
+        return 0
+    with session_scope(tenant=EVERY_TENANT, role="worker") as session:
+        kept = set(session.scalars(select(Version.artifact_sha256).where(Version.artifact_sha256.in_(old))))
+    orphans = [sha256 for sha256 in old if sha256 not in kept]
+    for sha256 in orphans:
+        store.delete(sha256)
+        log.info("orphan_deleted", sha256=sha256)
+    return len(orphans)
+
+
+def sweep_work_folders() -> int:
+    """Deletes the scratch folders of finished updates on this machine; returns how many."""
+    root = get_settings().work_dir or Path(tempfile.gettempdir()) / "palimpsest-work"
+    folders = {folder.name: folder for folder in root.glob("upd_*")}
+    if not folders:
+        return 0
+    with session_scope(tenant=EVERY_TENANT, role="worker") as session:
+        unfinished = set(
+            session.scalars(select(Update.id).where(Update.id.in_(folders), Update.state.not_in(FINISHED)))
+        )
+    finished = [folder for name, folder in folders.items() if name not in unfinished]
+    for folder in finished:
+        shutil.rmtree(folder, ignore_errors=True)
+    return len(finished)
+
+
+def main() -> None:
+    """Sweeps until SIGTERM or Ctrl-C."""
+    configure_logging()
+    stopping = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopping.set())
+    log.info("sweeper_started", every_seconds=get_settings().sweep_seconds)
+    sweep_forever(stopping)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""The hold of this worker on one update, renewed in the background while it works."""
+
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any, Self
+
+from sqlalchemy.exc import SQLAlchemyError
+from structlog import get_logger
+
+from service.config import get_settings
+from service.db import session_scope
+from service.updates.leases import Claim, renew_lease
+from workers.training.contract import Progress, Signal
+
+log = get_logger(__name__)
+
+
+class LeaseLost(Exception):
+    """Another worker may hold the update by now; nothing more may be written."""
+
+
+class Lease:
+    """Renews a claim once a second, writes the progress with it, and passes on what the child should do.
+
+    The lease counts as lost when the row says so, or when the database has not answered for its whole length.
+    """
+
+    def __init__(self, claim: Claim, *, stopping: threading.Event) -> None:
+        self._claim, self._stopping = claim, stopping
+        self._done = threading.Event()
+        self._progress: Mapping[str, Any] | None = None
+        self._thread = threading.Thread(target=self._keep, name=f"lease-{claim.update_id}", daemon=True)
+        self.lost = False
+        self.cancel_requested = False
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def report(self, progress: Progress) -> None:
+        """Takes the progress to be written with the next renewal."""
+        self._progress = asdict(progress)
+
+    def watch(self) -> Signal | None:
+        """Tells the child to give up (`cancel`), to write a checkpoint and leave (`stop`), or to go on (None)."""
+        if self.lost or self.cancel_requested:
+            return "cancel"
+        return "stop" if self._stopping.is_set() else None
+
+    def check(self) -> None:
+        """Raises `LeaseLost` when the claim no longer holds."""
+        if self.lost:
+            raise LeaseLost(self._claim.update_id)
+
+    def _keep(self) -> None:
+        settings = get_settings()
+        interval = min(1.0, settings.lease_seconds / 3)
+        renewed = time.monotonic()
+        while not self._done.wait(interval):
+            try:
+                with session_scope(tenant=self._claim.tenant, role="worker") as session:
+                    state = renew_lease(
+                        session,
+                        claim=self._claim,
+                        lease_seconds=settings.lease_seconds,
+                        progress=self._progress,
+                    )
+            except SQLAlchemyError as error:
+                log.warning("lease_not_renewed", update=self._claim.update_id, error=type(error).__name__)
+                self.lost = self.lost or time.monotonic() - renewed > settings.lease_seconds
+                continue
+            renewed = time.monotonic()
+            self.cancel_requested = state.cancel_requested
+            if not state.held:
+                self.lost = True
+                return

@@ -1,0 +1,292 @@
+"""run_update(): the whole story of one claimed update, top to bottom.
+
+Prepare → train → score → judge → record and promote, reject or hold. No transaction is open while the child
+trains or scores; the version with its scores, its admissions, the verdict and the promotion commit together.
+"""
+
+import shutil
+import tempfile
+import threading
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import update as update_rows
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Session
+from structlog import get_logger
+
+from service.artifacts import get_store
+from service.config import get_settings
+from service.db import session_scope
+from service.errors import ServiceError
+from service.evaluations.gate import GatePolicy, Verdict, decide, to_json, what_happens
+from service.evaluations.outcomes import Outcomes
+from service.examples.queries import fresh_rows
+from service.models import Model, Update, UpdateState, Version, VersionTask
+from service.registry.commands import promote
+from service.registry.queries import get_champion, get_version
+from service.replay.commands import admit_examples
+from service.updates import leases
+from service.updates.leases import Claim
+from service.updates.states import change_state
+from service.version import VERSION
+from workers.child import Cancelled, ChildDied, Stopped, Trainer
+from workers.lease import Lease, LeaseLost
+from workers.preparation import Plan, TaskSlice, prepare_update, version_folder
+from workers.scoring import Candidate, Key, Round, comparisons, plan_round, record_round, score_round
+from workers.training.contract import TrainResult
+from workers.training.errors import TrainingFailed
+
+log = get_logger(__name__)
+STATEMENT_TIMEOUT_OF_RECORDING = "600s"  # admissions of a large task are one long statement
+MAX_ROUNDS = 10  # a champion that moves more often than this while one candidate is scored is left to people
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """A trained candidate, stored but not yet recorded."""
+
+    plan: Plan
+    result: TrainResult
+    sha256: str
+    bytes: int
+    provenance: dict[str, Any]
+
+
+def run_update(claim: Claim, *, stopping: threading.Event) -> None:
+    """Carries one claimed update as far as it goes, and leaves the row in a state that says how far that was."""
+    work = work_folder(claim)
+    bound = log.bind(update=claim.update_id, attempt=claim.attempt, fence=claim.fence)
+    bound.info("update_claimed", rescore=claim.rescore)
+    keep_work = False
+    with Lease(claim, stopping=stopping) as lease:
+        try:
+            outcome = _rescore(claim, lease, work) if claim.rescore else _learn(claim, lease, work)
+            bound.info("update_finished", outcome=outcome)
+        except LeaseLost:
+            bound.warning("lease_lost")
+            keep_work = True
+        except (Cancelled, Stopped) as end:
+            keep_work = _end_early(claim, lease, end)
+        except DBAPIError as error:
+            # The sweeper takes the update back when the lease runs out; until then nothing can be written anyway.
+            bound.warning("database_failed", error=str(error).splitlines()[0])
+            keep_work = True
+        except Exception as error:
+            keep_work = _fail(claim, error) == UpdateState.QUEUED
+    if not keep_work:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _learn(claim: Claim, lease: Lease, work: Path) -> UpdateState:
+    """A new update: train a candidate, then judge it."""
+    plan = prepare_update(claim, work=work)
+    with Trainer() as trainer:
+        result = trainer.train(plan.request, on_progress=lease.report, watch=lease.watch)
+        lease.check()
+        folder = Path(plan.request.output)
+        sha256, size = get_store().put_folder(folder)
+        with session_scope(tenant=claim.tenant, role="worker") as session:
+            if not leases.begin_evaluating(session, claim=claim):
+                raise LeaseLost(claim.update_id)
+        trained = Trained(
+            plan=plan, result=result, sha256=sha256, bytes=size, provenance=_provenance(plan, result)
+        )
+        taught = frozenset(piece.task_id for piece in plan.slices)
+        candidate = Candidate(number=None, folder=folder, parent=plan.parent, taught=taught)
+        return _judge(
+            claim, lease, work, trainer=trainer, model=plan.model, candidate=candidate, trained=trained
+        )
+
+
+def _rescore(claim: Claim, lease: Lease, work: Path) -> UpdateState:
+    """A held candidate whose champion moved: compare it with the new one. The child starts only if it must score."""
+    with session_scope(tenant=claim.tenant, role="worker") as session:
+        model = session.get_one(Model, {"tenant_id": claim.tenant, "id": claim.model_id})
+        update = session.get_one(Update, {"tenant_id": claim.tenant, "id": claim.update_id})
+        version = get_version(session, model=model, version=update.version or 0)
+        parent = get_version(session, model=model, version=version.parent or 0)
+        taught = frozenset(update.task_ids)
+    folder = version_folder(version, work=work)
+    candidate = Candidate(number=version.number, folder=folder, parent=parent, taught=taught)
+    with Trainer() as trainer:
+        return _judge(claim, lease, work, trainer=trainer, model=model, candidate=candidate, trained=None)
+
+
+def _judge(
+    claim: Claim,
+    lease: Lease,
+    work: Path,
+    *,
+    trainer: Trainer,
+    model: Model,
+    candidate: Candidate,
+    trained: Trained | None,
+) -> UpdateState:
+    """Scores against the champion and records the decision; again if the champion moves in between."""
+    made: dict[Key, Outcomes] = {}
+    batch_size = trained.plan.request.settings.evaluation_batch_size if trained else 64
+    for _ in range(MAX_ROUNDS):
+        round_ = plan_round(claim, candidate=candidate, work=work)
+        score_round(
+            model=model, round_=round_, candidate=candidate, made_before=made, evaluator=trainer, lease=lease,
+            work=work, batch_size=batch_size,
+        )  # fmt: skip
+        made |= round_.made
+        lease.check()
+        state = _record(claim, round_=round_, candidate=candidate, trained=trained)
+        if state is not None:
+            return state
+    raise RuntimeError(f"the champion moved {MAX_ROUNDS} times while the candidate was scored")
+
+
+def _record(
+    claim: Claim, *, round_: Round, candidate: Candidate, trained: Trained | None
+) -> UpdateState | None:
+    """Commits version, scores, admissions, verdict and decision together; None when the champion has moved."""
+    with session_scope(tenant=claim.tenant, role="worker") as session:
+        session.connection().exec_driver_sql(
+            f"SET LOCAL statement_timeout = '{STATEMENT_TIMEOUT_OF_RECORDING}'"
+        )
+        model = session.get_one(
+            Model, {"tenant_id": claim.tenant, "id": claim.model_id}, with_for_update=True
+        )
+        champion = get_champion(session, model=model, lock=True)
+        if champion.version != round_.champion.number:
+            return None
+        number = candidate.number
+        if number is None:
+            if trained is None:
+                raise RuntimeError("a candidate without a number was not trained here")
+            number = _insert_version(session, model=model, trained=trained)
+        record_round(session, model=model, round_=round_, number=number)
+        policy = GatePolicy(**model.gate)
+        verdict = decide(policy, comparisons(session, model=model, round_=round_, number=number))
+        held = leases.hold(session, claim=claim)
+        if held is None:
+            raise LeaseLost(claim.update_id)
+        if held.cancel_requested_at is not None:
+            raise Cancelled
+        return _conclude(
+            session, claim=claim, model=model, number=number, parent=candidate.parent.number,
+            champion=champion.version, verdict=verdict, policy=policy, row=held,
+        )  # fmt: skip
+
+
+def _conclude(
+    session: Session, *, claim: Claim, model: Model, number: int, parent: int, champion: int, verdict: Verdict,
+    policy: GatePolicy, row: Update,
+) -> UpdateState:  # fmt: skip
+    """Promotes, rejects or holds. A champion that is not the candidate's parent moved meanwhile: a person decides."""
+    step = what_happens(verdict, row.promotion, policy.on_inconclusive)  # type: ignore[arg-type]  # checked on entry
+    if claim.rescore or champion != parent:
+        step = "hold"
+    if step == "promote":
+        kind = "promoted" if verdict.decision == "pass" else "forced"
+        actor = "gate" if row.promotion == "gate" else row.requested_by
+        reason = f"verdict: {verdict.decision}; promotion: {row.promotion}"
+        promote(
+            session, model=model, version=number, kind="forced" if kind == "forced" else "promoted",
+            actor=actor, reason=reason, update_id=row.id,
+        )  # fmt: skip
+    states = {
+        "promote": UpdateState.PROMOTED,
+        "hold": UpdateState.AWAITING_APPROVAL,
+        "reject": UpdateState.REJECTED,
+    }
+    data = {"version": number, "compared_with": champion, "verdict": verdict.decision}
+    changed = change_state(
+        session, update_id=row.id, to=states[step], only_from=[UpdateState.EVALUATING], fence=claim.fence, data=data,
+        version=number, compared_with=champion, verdict=to_json(verdict), rescore_requested_at=None, error=None,
+        decided_by=None if step == "hold" else "gate",
+    )  # fmt: skip
+    if changed is None:
+        raise LeaseLost(claim.update_id)
+    return states[step]
+
+
+def _insert_version(session: Session, *, model: Model, trained: Trained) -> int:
+    """Inserts the version under the model's next number, what it learnt, and its replay admissions."""
+    plan = trained.plan
+    number = session.scalars(
+        update_rows(Model)
+        .where(Model.id == model.id)
+        .values(last_version=Model.last_version + 1)
+        .returning(Model.last_version)
+    ).one()
+    statistics = {
+        key: value for key, value in asdict(trained.result).items() if key not in ("labels", "packages")
+    }
+    session.add(
+        Version(
+            tenant_id=model.tenant_id, model_id=model.id, number=number, parent=plan.parent.number,
+            lineage=[*plan.parent.lineage, number], update_id=plan.update.id, strategy=plan.update.strategy,
+            parameters=plan.update.parameters, training=plan.update.training, cut=plan.update.cut,
+            labels=list(trained.result.labels), artifact_sha256=trained.sha256, artifact_bytes=trained.bytes,
+            statistics=statistics, provenance=trained.provenance,
+        )
+    )  # fmt: skip
+    session.flush()
+    for piece in plan.slices:
+        rows = admit_examples(session, model=model, version=number, examples=_learnt(session, piece))
+        session.add(
+            VersionTask(
+                tenant_id=model.tenant_id, model_id=model.id, version=number, task_id=piece.task_id,
+                after_batch=piece.after, up_to_batch=piece.up_to, rows=rows,
+            )
+        )  # fmt: skip
+    session.flush()
+    return number
+
+
+def _learnt(session: Session, piece: TaskSlice) -> Any:
+    return fresh_rows(session, task_id=piece.task_id, after_batch=piece.after, up_to_batch=piece.up_to)
+
+
+def _provenance(plan: Plan, result: TrainResult) -> dict[str, Any]:
+    return {
+        "palimpsest": VERSION,
+        "code_revision": get_settings().code_revision,
+        "packages": result.packages,
+        "device": result.device,
+        "base_model": plan.request.base.name,
+        "base_revision": plan.request.base.revision,
+    }
+
+
+def _end_early(claim: Claim, lease: Lease, end: Cancelled | Stopped) -> bool:
+    """Records a cancellation or a graceful stop; returns whether the work folder is needed again."""
+    if lease.lost:
+        return True
+    with session_scope(tenant=claim.tenant, role="worker") as session:
+        if isinstance(end, Stopped):
+            leases.give_back(session, claim=claim, reason="the worker is stopping; its checkpoint is kept")
+            return True
+        leases.cancel_claimed(session, claim=claim)
+        return False
+
+
+def _fail(claim: Claim, error: Exception) -> UpdateState | None:
+    """Counts the failed attempt; an error that another attempt cannot mend fails the update at once."""
+    code = getattr(error, "code", None) or (
+        "trainer_died" if isinstance(error, ChildDied) else "internal_error"
+    )
+    final = isinstance(error, TrainingFailed | ServiceError)
+    unexpected = not isinstance(error, TrainingFailed | ServiceError | ChildDied | OSError)
+    log.error(
+        "attempt_failed",
+        update=claim.update_id,
+        code=code,
+        error=str(error),
+        exc_info=error if unexpected else None,
+    )
+    message = str(error) or type(error).__name__
+    with session_scope(tenant=claim.tenant, role="worker") as session:
+        return leases.fail_attempt(session, claim=claim, code=code, message=message, final=final)
+
+
+def work_folder(claim: Claim) -> Path:
+    """Returns the scratch folder of an update; checkpoints in it outlive a worker."""
+    root = get_settings().work_dir or Path(tempfile.gettempdir()) / "palimpsest-work"
+    return root / claim.update_id

@@ -1,0 +1,260 @@
+"""What an update trains on: parent, rows, labels, replay buffer; written to files for the training child."""
+
+import importlib.util
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from service.artifacts import get_store
+from service.config import BaseCheckpoint, get_settings
+from service.db import session_scope
+from service.errors import ServiceError
+from service.examples.queries import StoredExample, fresh_rows, rows_by_id
+from service.models import Model, Task, Update, Version, VersionTask
+from service.registry.queries import get_champion, get_version
+from service.replay.queries import read_buffer
+from service.updates.catalogue import strategies
+from service.updates.commands import learnt_up_to
+from service.updates.leases import Claim
+from service.updates.queries import get_update_tasks
+from workers.training.contract import AdapterSettings, BaseFolder, TrainingSettings, TrainRequest
+
+
+class NothingToLearn(ServiceError):
+    """The update's tasks hold no row, within its cut, that the parent's lineage has not learnt."""
+
+    status, code = 422, "nothing_to_learn"
+
+
+class BaseModelMissing(ServiceError):
+    """The base model is in the catalogue, but not on this worker's disk."""
+
+    status, code = 500, "base_model_missing"
+
+
+@dataclass(frozen=True, slots=True)
+class TaskSlice:
+    """The rows of one task that an update learns: the visible train rows of batches in (`after`, `up_to`]."""
+
+    task_id: str
+    name: str
+    after: int
+    up_to: int
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Everything fixed before training starts."""
+
+    model: Model
+    update: Update
+    parent: Version
+    slices: tuple[TaskSlice, ...]  # what the version will have learnt, and its descendants may rehearse
+    fresh_rows: int
+    replay_rows: int
+    request: TrainRequest
+
+
+def prepare_update(claim: Claim, *, work: Path) -> Plan:
+    """Resolves the parent, writes the rows to train on into `work`, and returns the plan.
+
+    Raises `NothingToLearn`, `BaseModelMissing` and `ArtifactDamaged`.
+    """
+    work.mkdir(parents=True, exist_ok=True)
+    with session_scope(tenant=claim.tenant, role="worker") as session:
+        model = session.get_one(Model, {"tenant_id": claim.tenant, "id": claim.model_id})
+        update = session.get_one(Update, {"tenant_id": claim.tenant, "id": claim.update_id})
+        parent = _resolve_parent(session, model=model, update=update)
+        slices = _slices(session, model=model, update=update, parent=parent)
+        labels: set[str] = set()
+        rows = _fresh(session, model=model, update=update, parent=parent, slices=slices)
+        fresh = write_rows(work / "fresh.ndjson", rows, names=_names(session, model), seen=labels.add)
+        if fresh == 0:
+            raise NothingToLearn(
+                f"Version {parent.number} has learnt every row of this update's tasks already; add examples or set relearn: true."
+            )
+        replay = _write_buffer(
+            session, model=model, update=update, parent=parent, path=work / "replay.ndjson"
+        )
+    return Plan(
+        model=model, update=update, parent=parent, slices=tuple(slices), fresh_rows=fresh, replay_rows=replay,
+        request=_train_request(model, update, parent, slices, labels, work),
+    )  # fmt: skip
+
+
+def _resolve_parent(session: Session, *, model: Model, update: Update) -> Version:
+    # "champion" means the champion of now, so that updates posted in a row build on each other.
+    number = get_champion(session, model=model).version if update.parent == "champion" else int(update.parent)
+    update.parent_version = number
+    return get_version(session, model=model, version=number)
+
+
+def _slices(session: Session, *, model: Model, update: Update, parent: Version) -> list[TaskSlice]:
+    slices = []
+    for task in get_update_tasks(session, update=update):
+        after = 0 if update.relearn else learnt_up_to(session, model=model, lineage=parent.lineage, task=task)
+        slices.append(TaskSlice(task_id=task.id, name=task.name, after=after, up_to=max(after, update.cut)))
+    return slices
+
+
+def _fresh(
+    session: Session, *, model: Model, update: Update, parent: Version, slices: Sequence[TaskSlice]
+) -> Iterator[StoredExample]:
+    if "all_rows" in strategies()[update.strategy].uses:
+        slices = _everything(session, model=model, parent=parent, slices=slices)
+    for piece in slices:
+        yield from fresh_rows(
+            session, task_id=piece.task_id, after_batch=piece.after, up_to_batch=piece.up_to
+        )
+
+
+def _everything(
+    session: Session, *, model: Model, parent: Version, slices: Sequence[TaskSlice]
+) -> list[TaskSlice]:
+    """The slices of every task the lineage has learnt and of the update's own, from the first batch on."""
+    learnt = session.execute(
+        select(VersionTask.task_id, Task.name, VersionTask.up_to_batch)
+        .join(Task, Task.id == VersionTask.task_id)
+        .where(
+            VersionTask.model_id == model.id,
+            VersionTask.version.in_(parent.lineage),
+            Task.deleted_at.is_(None),
+        )
+    )
+    ends = {piece.task_id: (piece.name, piece.up_to) for piece in slices}
+    for task_id, name, up_to in learnt:
+        ends[task_id] = (name, max(up_to, ends.get(task_id, (name, 0))[1]))
+    return [
+        TaskSlice(task_id=task_id, name=name, after=0, up_to=up_to)
+        for task_id, (name, up_to) in sorted(ends.items())
+    ]
+
+
+def _write_buffer(session: Session, *, model: Model, update: Update, parent: Version, path: Path) -> int:
+    if strategies()[update.strategy].starts_from == "base":
+        return write_rows(path, [], names={})
+    buffer = read_buffer(session, model=model, lineage=parent.lineage, cut=update.cut)
+    return write_rows(path, rows_by_id(session, buffer.example_ids), names=_names(session, model))
+
+
+def _names(session: Session, model: Model) -> dict[str, str]:
+    rows = session.execute(select(Task.id, Task.name).where(Task.model_id == model.id))
+    return {task_id: name for task_id, name in rows}  # noqa: C416
+
+
+def write_rows(
+    path: Path,
+    rows: Iterable[StoredExample],
+    *,
+    names: dict[str, str],
+    seen: Callable[[str], object] = lambda label: None,
+) -> int:
+    """Writes examples as NDJSON for the training child and returns how many; calls `seen` with every label."""
+    count = 0
+    with path.open("w", encoding="utf-8") as file:
+        for row in rows:
+            document = {"id": row.id, "task": names[row.task_id], **row.content, "label": row.label}
+            file.write(json.dumps(document, ensure_ascii=False) + "\n")
+            count += 1
+            if row.label is not None:
+                seen(row.label)
+    return count
+
+
+def _train_request(
+    model: Model, update: Update, parent: Version, slices: Sequence[TaskSlice], labels: set[str], work: Path
+) -> TrainRequest:
+    known = list(parent.labels)
+    adapter = dict(model.adapter)
+    if isinstance(adapter["target_modules"], list):
+        adapter["target_modules"] = tuple(adapter["target_modules"])
+    return TrainRequest(
+        task_type=model.task_type,
+        base=base_folder(model.base_model),
+        adapter=AdapterSettings(**adapter),
+        strategy=update.strategy,
+        parameters=update.parameters,
+        settings=TrainingSettings(**update.training),
+        parent=str(version_folder(parent, work=work)) if parent.artifact_sha256 else None,
+        labels=(*known, *sorted(labels - set(known))),
+        fresh=str(work / "fresh.ndjson"),
+        replay=str(work / "replay.ndjson"),
+        output=str(work / "version"),
+        checkpoints=str(work / f"checkpoints-of-{parent.number}"),
+        checkpoint_seconds=get_settings().checkpoint_seconds,
+        lineage={
+            "model": model.name,
+            "update": update.id,
+            "parent": parent.number,
+            "data_cut": update.cut,
+            "tasks": {
+                piece.name: {"after_batch": piece.after, "up_to_batch": piece.up_to} for piece in slices
+            },
+        },
+    )
+
+
+def version_folder(version: Version, *, work: Path) -> Path:
+    """Returns the version's verified folder, unpacked below `work` on first use."""
+    if version.artifact_sha256 is None:
+        raise ValueError("version 0 has no folder")
+    target = work / "versions" / version.artifact_sha256
+    return target if target.exists() else get_store().get_folder(version.artifact_sha256, target)
+
+
+def base_folder(name: str) -> BaseFolder:
+    """Returns where a base model of the catalogue lies on this worker's disk. Raises `BaseModelMissing`."""
+    entry = get_settings().catalogue.get(name)
+    if entry is None:
+        raise BaseModelMissing(
+            f"The base model '{name}' is no longer in the catalogue; add it to PALIMPSEST_BASE_MODELS."
+        )
+    folder = _locate(name, entry)
+    if not (folder / "config.json").exists():
+        raise BaseModelMissing(
+            f"The base model '{name}' should lie in {folder}, but there is no config.json there."
+        )
+    return BaseFolder(name=name, folder=str(folder), revision=entry.revision)
+
+
+def _locate(name: str, entry: BaseCheckpoint) -> Path:
+    if entry.folder is not None:
+        return entry.folder
+    if entry.package is not None:
+        spec = importlib.util.find_spec(entry.package)
+        if spec is None or not spec.submodule_search_locations:
+            raise BaseModelMissing(
+                f"The base model '{name}' comes with the Python package {entry.package}, which is not installed on this worker."
+            )
+        return Path(next(iter(spec.submodule_search_locations))) / entry.path
+    return _hub_snapshot(name, entry)
+
+
+def _hub_snapshot(name: str, entry: BaseCheckpoint) -> Path:
+    from huggingface_hub import snapshot_download  # the worker starts faster without it
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    if entry.hub_id is None or entry.revision is None:
+        raise BaseModelMissing(
+            f"The base model '{name}' names neither package nor folder, nor a hub id with a revision."
+        )
+    offline = get_settings().hub_offline
+    try:
+        snapshot = snapshot_download(
+            entry.hub_id, revision=entry.revision, local_files_only=offline,
+            allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model"],
+        )  # fmt: skip
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        how = (
+            "it is not in the local cache, and PALIMPSEST_HUB_OFFLINE forbids fetching it"
+            if offline
+            else str(error)
+        )
+        raise BaseModelMissing(
+            f"The base model '{name}' ({entry.hub_id}@{entry.revision}) cannot be had: {how}."
+        ) from error
+    return Path(snapshot)

@@ -1,0 +1,196 @@
+"""Scoring a candidate against the champion: which eval sets, which versions, and what they answered."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from service.db import session_scope
+from service.evaluations.commands import ensure_eval_set, record_score
+from service.evaluations.gate import Comparison, Role
+from service.evaluations.outcomes import Outcomes, accuracy, flips, pair
+from service.evaluations.queries import is_scored, load_outcomes
+from service.examples.queries import eval_ids, rows_by_id
+from service.models import EvalSet, Model, Task, Update, Version, VersionTask
+from service.registry.queries import get_champion, get_version
+from service.updates.leases import Claim
+from workers.child import Trainer
+from workers.lease import Lease
+from workers.preparation import base_folder, version_folder, write_rows
+from workers.training import contract
+
+CANDIDATE = -1  # stands for the candidate's number while it has none
+Key = tuple[int, str]  # version number, eval set id
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """The version under judgement: trained just now (no number yet), or held and scored again."""
+
+    number: int | None
+    folder: Path
+    parent: Version
+    taught: frozenset[str]  # ids of the tasks the update taught
+
+    @property
+    def key(self) -> int:
+        """The number under which its outcomes are kept here."""
+        return CANDIDATE if self.number is None else self.number
+
+
+@dataclass(frozen=True, slots=True)
+class EvalTask:
+    """One task the candidate is judged on."""
+
+    task_id: str
+    name: str
+    role: Role
+    eval_set: EvalSet
+    rows: Path
+
+
+@dataclass(slots=True)
+class Round:
+    """One comparison with one champion: its eval sets, and every outcome known or made for them."""
+
+    champion: Version
+    tasks: list[EvalTask]
+    made: dict[Key, Outcomes] = field(default_factory=dict)
+
+
+def plan_round(claim: Claim, *, candidate: Candidate, work: Path) -> Round:
+    """Reads the present champion and writes the eval rows of every task that candidate or champion has learnt."""
+    with session_scope(tenant=claim.tenant, role="worker") as session:
+        model = session.get_one(Model, {"tenant_id": claim.tenant, "id": claim.model_id})
+        update = session.get_one(Update, {"tenant_id": claim.tenant, "id": claim.update_id})
+        champion = get_version(session, model=model, version=get_champion(session, model=model).version)
+        cut = max(update.cut, champion.cut, candidate.parent.cut)
+        learnt = _learnt_tasks(session, model=model, versions={*candidate.parent.lineage, *champion.lineage})
+        wanted = learnt | candidate.taught
+        tasks = session.scalars(
+            select(Task).where(Task.id.in_(wanted), Task.deleted_at.is_(None)).order_by(Task.name)
+        )
+        planned = []
+        for task in tasks.all():
+            ids = eval_ids(session, task_id=task.id, cut=cut)
+            if not ids:
+                continue  # its eval rows were erased; there is nothing to measure on
+            eval_set = ensure_eval_set(session, model=model, task_id=task.id, example_ids=ids)
+            path = work / f"eval-{eval_set.id}.ndjson"
+            write_rows(path, rows_by_id(session, ids), names={task.id: task.name})
+            role = _role(task.id, learnt=learnt, taught=candidate.taught)
+            planned.append(EvalTask(task_id=task.id, name=task.name, role=role, eval_set=eval_set, rows=path))
+    return Round(champion=champion, tasks=planned)
+
+
+def _learnt_tasks(session: Session, *, model: Model, versions: Iterable[int]) -> frozenset[str]:
+    return frozenset(
+        session.scalars(
+            select(VersionTask.task_id).where(
+                VersionTask.model_id == model.id, VersionTask.version.in_(list(versions))
+            )
+        )
+    )
+
+
+def _role(task_id: str, *, learnt: frozenset[str], taught: frozenset[str]) -> Role:
+    if task_id not in learnt:
+        return "new"
+    return "relearnt" if task_id in taught else "old"
+
+
+def score_round(
+    *,
+    model: Model,
+    round_: Round,
+    candidate: Candidate,
+    made_before: Mapping[Key, Outcomes],
+    evaluator: Trainer,
+    lease: Lease,
+    work: Path,
+    batch_size: int,
+) -> None:
+    """Scores candidate, champion and parent wherever they have no stored score on the round's eval sets.
+
+    Outcomes of an earlier round (with another champion) are taken over, not made again.
+    """
+    for version, folder in _contestants(candidate, champion=round_.champion, work=work):
+        for task in round_.tasks:
+            key = (version, task.eval_set.id)
+            if key in made_before:
+                round_.made[key] = made_before[key]
+            elif not _stored(model, version=version, eval_set=task.eval_set):
+                request = contract.EvaluateRequest(
+                    task_type=model.task_type, base=base_folder(model.base_model), version=str(folder),
+                    rows=str(task.rows), batch_size=batch_size,
+                )  # fmt: skip
+                answer = evaluator.evaluate(request, on_progress=lease.report, watch=lease.watch)
+                round_.made[key] = as_outcomes(answer)
+
+
+def _contestants(candidate: Candidate, *, champion: Version, work: Path) -> list[tuple[int, Path]]:
+    """Candidate, champion and parent with their folders, each once; a base without a head has no answers."""
+    versions = {candidate.key: candidate.folder}
+    for version in (champion, candidate.parent):
+        if version.artifact_sha256 is not None and version.number not in versions:
+            versions[version.number] = version_folder(version, work=work)
+    return list(versions.items())
+
+
+def _stored(model: Model, *, version: int, eval_set: EvalSet) -> bool:
+    if version == CANDIDATE:
+        return False
+    with session_scope(tenant=model.tenant_id, role="worker") as session:
+        return is_scored(session, model=model, version=version, eval_set_id=eval_set.id)
+
+
+def as_outcomes(answer: contract.Outcomes) -> Outcomes:
+    """Returns the child's answer as the compact arrays the service stores."""
+    return Outcomes(
+        example_ids=np.asarray(answer.example_ids, dtype=np.int64),
+        correct=np.asarray(answer.correct, dtype=np.bool_),
+        predicted=np.asarray(answer.predicted, dtype=np.int32),
+        confidence=np.asarray(answer.confidence, dtype=np.float32),
+    )
+
+
+def record_round(session: Session, *, model: Model, round_: Round, number: int) -> None:
+    """Stores every outcome made in the round; the candidate's under its number."""
+    sets = {task.eval_set.id: task.eval_set for task in round_.tasks}
+    for (version, eval_set_id), outcomes in round_.made.items():
+        record_score(
+            session, model=model, version=number if version == CANDIDATE else version,
+            eval_set=sets[eval_set_id], outcomes=outcomes,
+        )  # fmt: skip
+    session.flush()
+
+
+def comparisons(session: Session, *, model: Model, round_: Round, number: int) -> list[Comparison]:
+    """Returns candidate against champion on every task of the round, from the stored outcomes."""
+    champion = round_.champion.number
+    outcomes = load_outcomes(
+        session, model=model, versions={number, champion}, task_ids=[task.task_id for task in round_.tasks]
+    )
+    return [_compare(task, outcomes=outcomes, number=number, champion=champion) for task in round_.tasks]
+
+
+def _compare(
+    task: EvalTask, *, outcomes: Mapping[tuple[int, str], Outcomes], number: int, champion: int
+) -> Comparison:
+    ours, theirs = outcomes.get((number, task.task_id)), outcomes.get((champion, task.task_id))
+    if ours is None or theirs is None:
+        return Comparison(
+            task=task.name, role=task.role, size=task.eval_set.size,
+            candidate_score=accuracy(ours) if ours else None, champion_score=accuracy(theirs) if theirs else None,
+            negative_flips=0, positive_flips=0,
+        )  # fmt: skip
+    paired = pair(theirs, ours)
+    negative, positive = flips(paired)
+    return Comparison(
+        task=task.name, role=task.role, size=len(paired.example_ids),
+        candidate_score=float(paired.b_correct.mean()), champion_score=float(paired.a_correct.mean()),
+        negative_flips=len(negative), positive_flips=len(positive),
+    )  # fmt: skip
