@@ -1,0 +1,116 @@
+"""Writes of examples: ingest, deletion, erasure of a data subject."""
+
+from collections.abc import Iterable
+from typing import Literal
+
+from sqlalchemy import CursorResult, delete, func, select
+from sqlalchemy.orm import Session
+
+from service.config import get_settings
+from service.errors import Unprocessable
+from service.examples.loading import Loaded, Loading, Rejections, allow_long_statements
+from service.examples.queries import example_not_found, has_public_id, versions_that_learnt
+from service.examples.rows import Row, RowError, RowRules
+from service.examples.schemas import ErasureRead, IngestRead, RowProblemRead
+from service.models import Example, Model, Task, Version
+from service.tasks.queries import describe_task
+
+OnError = Literal["abort", "skip"]
+
+
+def row_rules(model: Model) -> RowRules:
+    """Returns what rows of the model must keep to."""
+    settings = get_settings()
+    return RowRules(
+        task_type="causal-lm" if model.task_type == "causal-lm" else "text-classification",
+        max_row_bytes=settings.max_row_bytes,
+        max_label_length=settings.max_label_length,
+    )
+
+
+def ingest(
+    session: Session, *, model: Model, task: Task, rows: Iterable[Row | RowError], on_error: OnError
+) -> IngestRead:
+    """Stores the rows of one body in the task, as one batch.
+
+    Hold the task (`get_task(…, hold=True)`) before. With `on_error="abort"` a single bad row raises
+    `Unprocessable` (`invalid_examples`) and nothing is stored; with `"skip"` the good rows are. Raises
+    `Unprocessable` (`empty_body`) for a body without rows.
+    """
+    loading = Loading(session, model=model, task=task)
+    staged, rejections = loading.stage(rows)
+    if not staged and not rejections.count:
+        raise Unprocessable("The body holds no rows.", code="empty_body", param="body")
+    marked, first = loading.judge(max_labels=get_settings().max_labels_per_model)
+    rejections.merge(first, count=marked)
+    if rejections.count and on_error == "abort":
+        raise _invalid(rejections, rows=staged + rejections.count - marked)
+    loaded = loading.store()
+    return _answer(session, task=task, loaded=loaded, good=staged - marked, rejections=rejections)
+
+
+def delete_example(session: Session, *, task: Task, example: str) -> None:
+    """Deletes a row for good, with the rows it replaced. Raises `NotFound`."""
+    found = session.execute(
+        select(Example.id, Example.external_id).where(Example.task_id == task.id, has_public_id(example))
+    ).all()
+    if not found:
+        raise example_not_found(task=task, example=example)
+    chosen = Example.id.in_([row.id for row in found])
+    if found[0].external_id is not None:
+        chosen = Example.external_id == found[0].external_id
+    session.execute(delete(Example).where(Example.task_id == task.id, chosen))
+
+
+def erase_subject(session: Session, *, model: Model, subject: str) -> ErasureRead:
+    """Deletes every row of the data subject in the model, and says which versions were trained on any."""
+    allow_long_statements(session)
+    rows = select(Example.id).where(Example.model_id == model.id, Example.subject == subject)
+    # Locked first: a version that is just admitting one of the rows commits before it is asked for below.
+    session.execute(select(func.count()).select_from(rows.with_for_update().subquery()))
+    versions = versions_that_learnt(session, model=model, examples=rows)
+    deleted = session.execute(delete(Example).where(Example.model_id == model.id, Example.subject == subject))
+    assert isinstance(deleted, CursorResult)  # noqa: S101  # only such results count rows
+    return ErasureRead(
+        deleted=deleted.rowcount,
+        versions=versions,
+        inherited_by=_descendants(session, model=model, versions=versions),
+    )
+
+
+def erase_task(session: Session, *, task: Task) -> None:
+    """Deletes every row of the task."""
+    allow_long_statements(session)
+    session.execute(delete(Example).where(Example.task_id == task.id))
+
+
+def _descendants(session: Session, *, model: Model, versions: list[int]) -> list[int]:
+    statement = select(Version.number).where(
+        Version.model_id == model.id, Version.lineage.overlap(versions), Version.number.not_in(versions)
+    )
+    return list(session.scalars(statement.order_by(Version.number))) if versions else []
+
+
+def _invalid(rejections: Rejections, *, rows: int) -> Unprocessable:
+    first = rejections.first[0]
+    return Unprocessable(
+        f"{rejections.count} of {rows} rows cannot be stored, so nothing was. The first is on line {first.line}: "
+        f"{first.detail}. Mend them, or send ?on_error=skip to store the others.",
+        code="invalid_examples", param="body",
+        extra={
+            "accepted": 0, "duplicates": 0, "rejected": rejections.count,
+            "errors": [error._asdict() for error in rejections.first],
+        },
+    )  # fmt: skip
+
+
+def _answer(session: Session, *, task: Task, loaded: Loaded, good: int, rejections: Rejections) -> IngestRead:
+    return IngestRead(
+        accepted=loaded.accepted,
+        duplicates=good - loaded.accepted,
+        replaced=loaded.replaced,
+        rejected=rejections.count,
+        errors=[RowProblemRead(**error._asdict()) for error in rejections.first],
+        batch=loaded.batch,
+        task=describe_task(session, task=task),
+    )

@@ -1,0 +1,141 @@
+"""The SQL of loading a body. `staged` is the transaction's own temporary table, one row per good line.
+
+`problem` marks a row that will not be stored; `other` says what it contradicts.
+"""
+
+LONG_STATEMENTS = """
+SELECT set_config('statement_timeout', :statement, true), set_config('lock_timeout', :lock, true),
+       set_config('work_mem', '64MB', true)
+"""
+
+CREATE_STAGING = """
+CREATE TEMPORARY TABLE staged (
+    line bigint, external_id text, asked_split text, hashed_split text, content jsonb, label text,
+    content_hash bytea, text_hash bytea, weight double precision, subject text, metadata jsonb,
+    problem text, other text
+) ON COMMIT DROP
+"""
+
+COPY_STAGING = """
+COPY pg_temp.staged (line, external_id, asked_split, hashed_split, content, label, content_hash, text_hash,
+                     weight, subject, metadata) FROM STDIN
+"""
+
+ANALYZE_STAGING = "ANALYZE pg_temp.staged (external_id, asked_split, label, content_hash, text_hash)"
+
+# Two integers, so that these locks never meet those of idempotency keys, which are one.
+LOCK_INGEST = "SELECT pg_advisory_xact_lock(72103, hashtext(:tenant || '/' || :model))"
+
+MARK_DUPLICATE_IDS = """
+UPDATE pg_temp.staged AS row SET problem = 'duplicate_id', other = first.line::text
+FROM (
+    SELECT DISTINCT ON (external_id) external_id, line, content_hash FROM pg_temp.staged
+    WHERE external_id IN (
+        SELECT external_id FROM pg_temp.staged WHERE external_id IS NOT NULL GROUP BY external_id HAVING count(*) > 1
+    )
+    ORDER BY external_id, line
+) AS first
+WHERE row.external_id = first.external_id AND row.content_hash <> first.content_hash
+"""
+
+MARK_STORED_SPLITS = """
+UPDATE pg_temp.staged AS row SET problem = 'split_conflict', other = 'it is stored in the split ' || stored.split
+FROM examples AS stored
+WHERE row.problem IS NULL AND row.asked_split IS NOT NULL
+  AND stored.tenant_id = :tenant AND stored.model_id = :model AND stored.text_hash = row.text_hash
+  AND stored.split <> row.asked_split
+"""
+
+MARK_BODY_SPLITS = """
+UPDATE pg_temp.staged AS row
+SET problem = 'split_conflict', other = 'line ' || first.line || ' asks for ' || first.asked_split
+FROM (
+    SELECT DISTINCT ON (text_hash) text_hash, line, asked_split FROM pg_temp.staged
+    WHERE problem IS NULL AND asked_split IS NOT NULL AND text_hash IN (
+        SELECT text_hash FROM pg_temp.staged WHERE problem IS NULL AND asked_split IS NOT NULL
+        GROUP BY text_hash HAVING min(asked_split) <> max(asked_split)
+    )
+    ORDER BY text_hash, line
+) AS first
+WHERE row.problem IS NULL AND row.text_hash = first.text_hash AND row.asked_split <> first.asked_split
+"""
+
+# The model's labels are read by hopping from one to the next along the label index, not by scanning its rows.
+MARK_LABELS = """
+WITH RECURSIVE hop AS (
+    SELECT tasks.id AS task_id, sides.split, first.label
+    FROM tasks CROSS JOIN (VALUES ('train'), ('eval')) AS sides (split) CROSS JOIN LATERAL (
+        SELECT min(label) AS label FROM examples
+        WHERE tenant_id = :tenant AND task_id = tasks.id AND split = sides.split AND superseded_batch IS NULL
+    ) AS first
+    WHERE tasks.tenant_id = :tenant AND tasks.model_id = :model AND tasks.deleted_at IS NULL
+      AND first.label IS NOT NULL
+    UNION ALL
+    SELECT hop.task_id, hop.split, next.label FROM hop CROSS JOIN LATERAL (
+        SELECT min(label) AS label FROM examples
+        WHERE tenant_id = :tenant AND task_id = hop.task_id AND split = hop.split AND superseded_batch IS NULL
+          AND label > hop.label
+    ) AS next
+    WHERE next.label IS NOT NULL
+), known AS (
+    SELECT DISTINCT label FROM hop
+), excess AS (
+    SELECT label FROM pg_temp.staged
+    WHERE problem IS NULL AND label IS NOT NULL AND label NOT IN (SELECT label FROM known)
+    GROUP BY label ORDER BY min(line)
+    OFFSET (SELECT greatest(:max_labels - count(*), 0) FROM known)
+)
+UPDATE pg_temp.staged AS row SET problem = 'too_many_labels' FROM excess
+WHERE row.problem IS NULL AND row.label = excess.label
+"""
+
+FIRST_MARKED = """
+SELECT line, problem, other, external_id, label FROM pg_temp.staged
+WHERE problem IS NOT NULL ORDER BY line LIMIT :shown
+"""
+
+DETAILS = {
+    "duplicate_id": "`id` '{external_id}' stands on line {other} with other content; a body may hold an id once",
+    "split_conflict": "this text cannot stand on two sides: {other}; leave `split` out, or send that one",
+    "too_many_labels": "label '{label}' would be one too many: a model may have {max} labels",
+}
+
+LAST_BATCH = "SELECT last_batch FROM models WHERE tenant_id = :tenant AND id = :model"
+
+SUPERSEDE = """
+UPDATE examples AS stored SET superseded_batch = :batch
+FROM pg_temp.staged AS row
+WHERE row.problem IS NULL AND stored.tenant_id = :tenant AND stored.task_id = :task
+  AND stored.superseded_batch IS NULL AND stored.external_id IS NOT NULL
+  AND stored.external_id = row.external_id AND stored.content_hash <> row.content_hash
+"""
+
+# A text keeps the split it has in the model, else the one the body asks for elsewhere, else the one of its hash.
+# Duplicates, of stored rows or within the body, fall to the unique index on content; the first line stands.
+INSERT = """
+WITH unasked AS (
+    SELECT text_hash FROM pg_temp.staged WHERE problem IS NULL AND asked_split IS NULL
+), settled AS (
+    SELECT text_hash, min(split) AS split FROM (
+        SELECT text_hash, split FROM examples
+        WHERE tenant_id = :tenant AND model_id = :model AND text_hash IN (SELECT text_hash FROM unasked)
+        UNION ALL
+        SELECT text_hash, asked_split FROM pg_temp.staged
+        WHERE problem IS NULL AND asked_split IS NOT NULL AND text_hash IN (SELECT text_hash FROM unasked)
+    ) AS sides GROUP BY text_hash
+)
+INSERT INTO examples (tenant_id, model_id, task_id, external_id, split, content, label, content_hash, text_hash,
+                      weight, subject, metadata, batch)
+SELECT :tenant, :model, :task, row.external_id, coalesce(row.asked_split, settled.split, row.hashed_split),
+       row.content, row.label, row.content_hash, row.text_hash, row.weight, row.subject, row.metadata, :batch
+FROM pg_temp.staged AS row
+LEFT JOIN settled ON row.asked_split IS NULL AND settled.text_hash = row.text_hash
+WHERE row.problem IS NULL
+ORDER BY row.line
+ON CONFLICT (tenant_id, task_id, content_hash) WHERE superseded_batch IS NULL DO NOTHING
+"""
+
+TAKE_BATCH = """
+UPDATE models SET last_batch = last_batch + 1 WHERE tenant_id = :tenant AND id = :model AND archived_at IS NULL
+RETURNING last_batch
+"""
