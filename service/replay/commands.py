@@ -1,6 +1,7 @@
 """Replay admissions: what a new version gives to the buffers of its descendants."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import islice
 
 from sqlalchemy import text
 from sqlalchemy.orm import Session
@@ -9,6 +10,8 @@ from service.examples.queries import StoredExample
 from service.models import Model
 from service.replay.quotas import priority, stratum
 
+ROWS_PER_COPY = 5000
+
 
 def admit_examples(session: Session, *, model: Model, version: int, examples: Iterable[StoredExample]) -> int:
     """Admits the examples a version learnt, with their strata and priorities; returns how many.
@@ -16,20 +19,15 @@ def admit_examples(session: Session, *, model: Model, version: int, examples: It
     Rows go through COPY into a temporary table: COPY cannot write where row-level security applies.
     An example erased since it was trained on is left out.
     """
-    policy = model.replay["policy"]
     session.execute(
         text(
             "CREATE TEMPORARY TABLE admissions (stratum text, priority double precision, example_id bigint) ON COMMIT DROP"
         )
     )
-    connection = session.connection().connection.driver_connection
-    if connection is None:
-        raise RuntimeError("the session has no driver connection")
-    with connection.cursor() as cursor, cursor.copy("COPY admissions FROM STDIN") as copy:
-        for example in examples:
-            weight = example.weight if policy == "weighted" else 1.0
-            rank = priority(model.buffer_seed, example.task_id, example.content_hash, weight)
-            copy.write_row((stratum(policy, example.task_id, example.label), rank, example.id))
+    rows = (_admission(model, example) for example in examples)
+    # In pieces: the examples stream from a cursor of the same connection, which waits while a COPY runs.
+    while piece := list(islice(rows, ROWS_PER_COPY)):
+        _copy(session, piece)
     result = session.execute(
         text(
             "INSERT INTO replay_entries (tenant_id, model_id, version, stratum, priority, example_id)"
@@ -40,3 +38,19 @@ def admit_examples(session: Session, *, model: Model, version: int, examples: It
     )
     session.execute(text("DROP TABLE admissions"))
     return int(getattr(result, "rowcount", 0))
+
+
+def _admission(model: Model, example: StoredExample) -> tuple[str, float, int]:
+    policy = model.replay["policy"]
+    weight = example.weight if policy == "weighted" else 1.0
+    rank = priority(model.buffer_seed, example.task_id, example.content_hash, weight)
+    return stratum(policy, example.task_id, example.label), rank, example.id
+
+
+def _copy(session: Session, rows: Sequence[tuple[str, float, int]]) -> None:
+    connection = session.connection().connection.driver_connection
+    if connection is None:
+        raise RuntimeError("the session has no driver connection")
+    with connection.cursor() as cursor, cursor.copy("COPY admissions FROM STDIN") as copy:
+        for row in rows:
+            copy.write_row(row)

@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 from service.config import get_settings
 from service.errors import Conflict, TooManyRequests, Unprocessable
 from service.evaluations.gate import GatePolicy, eval_size_warnings
-from service.examples.queries import count_fresh, count_visible
+from service.examples.queries import count_eval, count_fresh
 from service.models import Model, Task, Update, UpdateState, Version, VersionTask, new_id
 from service.queue import nudge_after_commit
 from service.registry.commands import promote
@@ -104,16 +104,17 @@ def _check_data(
 
 
 def _require_rows(session: Session, *, task: Task, cut: int) -> None:
-    for split, code, purpose in (
-        ("train", "no_train_data", "nothing can be learnt from it"),
-        ("eval", "no_eval_data", "what is learnt could not be measured"),
-    ):
-        if count_visible(session, task_id=task.id, split=split, cut=cut) == 0:
-            raise Unprocessable(
-                f"The task '{task.name}' has no {split} examples, so {purpose}. POST examples to it"
-                + (" (one row in ten becomes eval by itself, or say \"split\": \"eval\")." if split == "eval" else "."),
-                code=code, param="tasks",
-            )  # fmt: skip
+    if count_fresh(session, task_id=task.id, after_batch=0, up_to_batch=cut) == 0:
+        raise Unprocessable(
+            f"The task '{task.name}' has no train examples, so nothing can be learnt from it. POST examples to it.",
+            code="no_train_data", param="tasks",
+        )  # fmt: skip
+    if count_eval(session, task_id=task.id, cut=cut) == 0:
+        raise Unprocessable(
+            f"The task '{task.name}' has no eval data, so what is learnt could not be measured. POST examples with "
+            '"split": "eval" (without a split, one row in ten becomes eval by itself).',
+            code="no_eval_data", param="tasks",
+        )  # fmt: skip
 
 
 def _gate_warnings(session: Session, *, model: Model, parent: Version, cut: int) -> list[str]:
@@ -127,7 +128,7 @@ def _gate_warnings(session: Session, *, model: Model, parent: Version, cut: int)
         )
         .distinct()
     )
-    sizes = {name: count_visible(session, task_id=task_id, split="eval", cut=cut) for task_id, name in old}
+    sizes = {name: count_eval(session, task_id=task_id, cut=cut) for task_id, name in old}
     return eval_size_warnings(GatePolicy(**model.gate), sizes) if sizes else []
 
 

@@ -153,7 +153,9 @@ class StrategyInfo(BaseModel):
     adapter_types: list[str]
     needs_replay: bool
     starts_from: Literal["parent", "base"]
-    uses: list[str] = Field(default=[], description="`all_rows`: it trains on every row learnt so far, not only new ones")
+    uses: list[str] = Field(
+        default=[], description="`all_rows`: it trains on every row learnt so far, not only new ones"
+    )
     parameters: dict[str, Any] = Field(description="JSON schema of its parameters")
 
 
