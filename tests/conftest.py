@@ -1,0 +1,114 @@
+"""A real Postgres, a real Valkey and the real app for every test that asks for them."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fastapi.testclient import TestClient
+from sqlalchemy import text
+from sqlalchemy.orm import Session
+
+ALL_SCOPES = ("read", "ingest", "train", "deploy", "admin")
+SCRATCH = Path(tempfile.mkdtemp(prefix="palimpsest-tests-"))
+
+
+def pytest_configure() -> None:
+    """Fixes the addresses before any module reads its settings; the servers start when a test needs them."""
+    from service.embedded.ports import free_port
+
+    os.environ.update(
+        {
+            "DATABASE_URL": f"postgresql://palimpsest:test@127.0.0.1:{free_port()}/palimpsest",
+            "REDIS_URL": f"redis://:test@127.0.0.1:{free_port()}/0",
+            "ARTIFACT_URL": f"file://{SCRATCH}/artifacts",
+            "PALIMPSEST_KEY_PEPPER": "test-pepper",
+            "PALIMPSEST_WORK_DIR": str(SCRATCH / "work"),
+            "PALIMPSEST_SWEEP_SECONDS": "0.5",
+            "PALIMPSEST_TORCH_THREADS": "1",
+            "OMP_NUM_THREADS": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+            "HF_HUB_OFFLINE": "1",
+        }
+    )
+
+
+def pytest_unconfigure() -> None:
+    """Removes the scratch folder."""
+    import shutil
+
+    shutil.rmtree(SCRATCH, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def database_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A migrated database on a real Postgres; as in production, its owner is no superuser."""
+    from service.embedded import PostgresServer
+    from service.migrate import upgrade
+
+    url = os.environ["DATABASE_URL"]
+    folder = tmp_path_factory.mktemp("postgres")
+    port = int(url.rsplit(":", 1)[1].split("/")[0])
+    with PostgresServer(
+        folder / "data", logs_dir=folder / "logs", password="test", port=port, durable=False
+    ) as server:
+        upgrade(server.url)
+        yield server.url
+
+
+@pytest.fixture(scope="session")
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A real Valkey."""
+    from service.embedded import ValkeyServer
+
+    port = int(os.environ["REDIS_URL"].rsplit(":", 1)[1].split("/")[0])
+    folder = tmp_path_factory.mktemp("valkey")
+    with ValkeyServer(folder / "data", logs_dir=folder / "logs", password="test", port=port) as server:
+        yield server.url
+
+
+@pytest.fixture
+def database(database_url: str) -> str:
+    """The database, emptied."""
+    from service.db import engine_for
+
+    with engine_for(database_url).begin() as connection:
+        connection.execute(text("SET ROLE palimpsest_owner"))
+        connection.execute(text("TRUNCATE tenants CASCADE"))
+        connection.execute(text("RESET ROLE"))
+    return database_url
+
+
+def make_client(tenant: str, *scopes: str) -> TestClient:
+    """Returns a client of the real app with a new key of `tenant`."""
+    from service.app import create_app
+    from service.db import session_scope
+    from service.security import create_key
+
+    with session_scope(tenant=tenant) as session:
+        _, key = create_key(session, tenant=tenant, scopes=scopes or ALL_SCOPES, name=f"{tenant}-test")
+    client = TestClient(create_app(), raise_server_exceptions=False)
+    client.headers["Authorization"] = f"Bearer {key}"
+    return client
+
+
+@pytest.fixture
+def client(database: str, redis_url: str) -> TestClient:
+    """The real app, called with an all-scopes key of the tenant `acme`."""
+    return make_client("acme")
+
+
+@pytest.fixture
+def other_client(client: TestClient) -> TestClient:
+    """The same app, called by another tenant."""
+    return make_client("globex")
+
+
+@pytest.fixture
+def session(database: str) -> Iterator[Session]:
+    """A session of the tenant `acme` that sees everything that was committed."""
+    from service.db import session_scope
+
+    with session_scope(tenant="acme") as opened:
+        yield opened

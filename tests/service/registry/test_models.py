@@ -1,0 +1,89 @@
+"""Models over HTTP."""
+
+from fastapi.testclient import TestClient
+
+MODEL = {"name": "triage", "base_model": "minilm-l6", "task_type": "text-classification"}
+
+
+def test_a_new_model_starts_at_the_untouched_base(client: TestClient) -> None:
+    created = client.post("/v1/models", json=MODEL)
+    assert created.status_code == 201
+    assert created.headers["Location"] == "/v1/models/triage"
+    body = client.get("/v1/models/triage").json()
+    assert body == created.json()
+    assert (body["champion"], body["previous"], body["labels"], body["active_update"]) == (0, None, [], None)
+    assert body["gate"]["max_regression"] == 0.02
+    assert body["replay"] == {"capacity": 500, "policy": "balanced"}
+
+
+def test_an_unknown_base_model_is_refused_and_the_offer_named(client: TestClient) -> None:
+    answer = client.post("/v1/models", json={**MODEL, "base_model": "gpt-7"})
+    assert answer.status_code == 422
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.json()["code"] == "unknown_base_model"
+    assert "minilm-l6" in answer.json()["detail"]
+
+
+def test_two_models_cannot_share_a_name_even_after_archiving(client: TestClient) -> None:
+    assert client.post("/v1/models", json=MODEL).status_code == 201
+    assert client.post("/v1/models", json=MODEL).json()["code"] == "model_exists"
+    assert client.delete("/v1/models/triage").status_code == 204
+    assert client.post("/v1/models", json=MODEL).status_code == 409
+    assert client.get("/v1/models").json()["data"] == []
+    assert [m["name"] for m in client.get("/v1/models?archived=true").json()["data"]] == ["triage"]
+
+
+def test_another_tenants_model_is_not_found(client: TestClient, other_client: TestClient) -> None:
+    model = client.post("/v1/models", json=MODEL).json()
+    for name in (model["name"], model["id"]):
+        answer = other_client.get(f"/v1/models/{name}")
+        assert (answer.status_code, answer.json()["code"]) == (404, "model_not_found")
+    assert other_client.get("/v1/models").json()["data"] == []
+    assert other_client.post("/v1/models", json=MODEL).status_code == 201
+
+
+def test_models_are_listed_page_by_page(client: TestClient) -> None:
+    for number in range(5):
+        client.post("/v1/models", json={**MODEL, "name": f"m{number}"})
+    names, cursor = [], ""
+    for _ in range(3):
+        page = client.get(f"/v1/models?limit=2{cursor}").json()
+        names += [model["name"] for model in page["data"]]
+        cursor = f"&cursor={page['next_cursor']}"
+    assert names == ["m0", "m1", "m2", "m3", "m4"]
+    assert page["has_more"] is False
+    assert page["next_cursor"] is None
+    assert client.get("/v1/models?cursor=nonsense!").json()["code"] == "invalid_cursor"
+
+
+def test_a_model_changes_in_what_may_change(client: TestClient) -> None:
+    client.post("/v1/models", json=MODEL)
+    changed = client.patch(
+        "/v1/models/triage", json={"replay": {"capacity": 7}, "gate": {"max_regression": 0.1}, "metadata": {"a": 1}}
+    ).json()
+    assert changed["replay"] == {"capacity": 7, "policy": "balanced"}
+    assert changed["gate"]["max_regression"] == 0.1
+    assert changed["metadata"] == {"a": 1}
+    unknown = client.patch("/v1/models/triage", json={"base_model": "x"})
+    assert unknown.status_code == 422
+    assert unknown.json()["errors"][0]["loc"] == ["body", "base_model"]
+
+
+def test_text_that_postgres_cannot_store_is_a_validation_error(client: TestClient) -> None:
+    answer = client.post("/v1/models", json={**MODEL, "metadata": {"note": "a\x00b"}})
+    assert answer.status_code == 422
+    assert "NUL" in answer.json()["detail"]
+    assert client.get("/v1/models/a%00b").status_code == 422
+
+
+def test_an_idempotency_key_makes_a_repeat_harmless(client: TestClient) -> None:
+    headers = {"Idempotency-Key": "abc"}
+    first = client.post("/v1/models", json=MODEL, headers=headers)
+    again = client.post("/v1/models", json=MODEL, headers=headers)
+    assert again.status_code == 201
+    assert again.json() == first.json()
+    assert "Idempotent-Replayed" not in first.headers
+    assert again.headers["Idempotent-Replayed"] == "true"
+    assert again.headers["Location"] == first.headers["Location"]
+    other = client.post("/v1/models", json={**MODEL, "name": "x"}, headers=headers)
+    assert (other.status_code, other.json()["code"]) == (422, "idempotency_key_reused")
