@@ -26,7 +26,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]
     ).start()
     try:
         with psycopg.connect(running.url_for("postgres", "postgres"), autocommit=True) as connection:
-            connection.execute("ALTER SYSTEM RESET ALL")
+            # The embedded launcher sets this for every session; the image's default is empty.
+            connection.execute("ALTER ROLE ALL SET createrole_self_grant = ''")
             connection.execute(f"DROP DATABASE {embedded.DATABASE}".encode())
             connection.execute(f"DROP ROLE {embedded.OWNER}".encode())
         yield running
