@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from functools import cache
+from math import comb
 
 import numpy as np
 import pytest
@@ -228,11 +230,17 @@ def test_the_simulated_power_is_the_exact_one(positive: float, negative: float) 
         assert abs(observed - expected) <= 4 * np.sqrt(expected * (1 - expected) / 4000) + 1e-9
 
 
-@given(st.integers(0, 2000), st.integers(0, 2000))
+@given(st.integers(0, 1000), st.integers(0, 1000))
 @settings(max_examples=60, deadline=None)
+def test_mcnemars_test_is_the_exact_sum_of_binomial_coefficients(n01: int, n10: int) -> None:
+    flipped = n01 + n10
+    tail = Fraction(2 * sum(comb(flipped, count) for count in range(min(n01, n10) + 1)), 2**flipped)
+    assert mcnemar_exact(n01, n10) == pytest.approx(float(min(Fraction(1), tail)), rel=1e-10, abs=1e-300)
+
+
+@pytest.mark.parametrize(("n01", "n10"), [(5, 1), (0, 7), (30, 12), (200, 260)])
 def test_mcnemars_test_agrees_with_scipy(n01: int, n10: int) -> None:
-    expected = binomtest(n01, n01 + n10).pvalue if n01 + n10 else 1.0
-    assert mcnemar_exact(n01, n10) == pytest.approx(expected, rel=1e-9, abs=1e-300)
+    assert mcnemar_exact(n01, n10) == pytest.approx(binomtest(n01, n01 + n10).pvalue, rel=1e-10)
 
 
 def test_mcnemars_test_by_hand() -> None:
