@@ -114,11 +114,17 @@ def api(
 
     from service.config import get_settings
     from service.embedded.ports import open_listener
+    from service.logs import configure_logging
 
     get_settings()  # a bad setting is told here, before anything listens
+    configure_logging()
     listener = open_listener(host, port) if fd is None else socket.socket(fileno=fd)
     config = uvicorn.Config(
-        "service.app:create_app", factory=True, timeout_graceful_shutdown=10, server_header=False
+        "service.app:create_app",
+        factory=True,
+        log_config=None,
+        timeout_graceful_shutdown=10,
+        server_header=False,
     )
     if fd is None:
         typer.echo(f"The API listens on {host} port {listener.getsockname()[1]}.", err=True)
@@ -155,7 +161,7 @@ def worker(
 def sweeper() -> NoReturn:
     """Run the sweeper, which puts updates of lost workers back into the queue.
 
-    Run at least one over every database; any number may run.
+    Every worker does this too; a sweeper of its own notices the loss even while no worker runs.
     """
     _become_module("workers.housekeeping")
 
@@ -322,14 +328,16 @@ def _require_training_libraries() -> None:
 
 def _expected(error: Exception) -> str | None:
     """The line for a failure that a user can mend; None for one that is ours."""
-    from pydantic import ValidationError
-    from sqlalchemy.exc import ArgumentError, DBAPIError
-
     from service.embedded.errors import EmbeddedError
-    from service.errors import ServiceError
 
     if isinstance(error, EmbeddedError):
         return str(error)
+
+    from pydantic import ValidationError
+    from sqlalchemy.exc import ArgumentError, DBAPIError
+
+    from service.errors import ServiceError
+
     if isinstance(error, ServiceError):
         return error.detail
     if isinstance(error, ValidationError) and error.title == "Settings":

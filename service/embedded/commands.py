@@ -40,16 +40,6 @@ def worker_command(number: int, *, logs: Path, environment: Mapping[str, str]) -
     )
 
 
-def sweeper_command(*, logs: Path, environment: Mapping[str, str]) -> Command:
-    """The process that puts updates of lost workers back into the queue."""
-    return Command(
-        name="sweeper",
-        arguments=palimpsest("sweeper"),
-        log=logs / "sweeper.log",
-        environment=with_source(environment),
-    )
-
-
 def run_to_end(
     name: str, arguments: Sequence[str], *, logs: Path, environment: Mapping[str, str], timeout_seconds: float
 ) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Self
 
 from service.config import Settings
-from service.embedded.commands import api_command, run_to_end, sweeper_command, worker_command
+from service.embedded.commands import api_command, run_to_end, worker_command
 from service.embedded.errors import PartFailed
 from service.embedded.ports import LOOPBACK, open_listener
 from service.embedded.postgres import PostgresServer
@@ -27,7 +27,7 @@ EVERY_SCOPE = "read,ingest,train,deploy,admin"
 
 
 class Stack:
-    """Postgres, Valkey, the API, workers and a sweeper, started in order and kept running.
+    """Postgres, Valkey, the API and workers, started in order and kept running.
 
     As a context manager it is started and stopped. Where the operator has set `DATABASE_URL`, `REDIS_URL` or
     `ARTIFACT_URL`, that address is used and the embedded part is not started.
@@ -46,11 +46,11 @@ class Stack:
         """`port=None` takes a free one; `environment` is added to every process's; `say` receives console lines."""
         self.state = StateFolder(state)
         self.host = host
-        self.workers = workers
+        self.wanted_workers = workers
         self.postgres: PostgresServer | None = None
         self.valkey: ValkeyServer | None = None
         self.api: ServicePart | None = None
-        self.background: list[ServicePart] = []
+        self.workers: list[ServicePart] = []
         self.environment: dict[str, str] = dict(environment or {})
         self._wanted_port = port
         self._say = say
@@ -108,9 +108,9 @@ class Stack:
         self._supervisor.stop()
         if self._listener is not None:
             self.state.retract()
-        for part in self.background:
+        for part in self.workers:
             part.ask_to_stop()
-        for part in self.background:
+        for part in self.workers:
             part.stop()
         for later in (self.api, self.valkey, self.postgres):
             if later is not None:
@@ -122,7 +122,7 @@ class Stack:
     def kill(self) -> None:
         """End everything at once, as the launcher's death would."""
         self._supervisor.stop()
-        for part in (*self.background, self.api, self.valkey, self.postgres):
+        for part in (*self.workers, self.api, self.valkey, self.postgres):
             if part is not None:
                 part.kill()
         if self._listener is not None:
@@ -212,13 +212,12 @@ class Stack:
             environment=environment,
         )
         self.api = ServicePart(api, hold=hold).start()
-        background = [worker_command(n + 1, logs=logs, environment=environment) for n in range(self.workers)]
-        if self.workers:
-            background.append(sweeper_command(logs=logs, environment=environment))
-        self.background = [ServicePart(command, hold=hold).start() for command in background]
+        for number in range(1, self.wanted_workers + 1):
+            worker = worker_command(number, logs=logs, environment=environment)
+            self.workers.append(ServicePart(worker, hold=hold).start())
         self._wait_until_ready(self.api)
         self._say(f"{'API':<9} {self.url}  (what it can do: {self.url}/docs)")
-        self._say(f"{'Workers':<9} {self.workers}")
+        self._say(f"{'Workers':<9} {self.wanted_workers}")
 
     def _wait_until_ready(self, api: ServicePart) -> None:
         deadline = time.monotonic() + READY_SECONDS
@@ -237,7 +236,7 @@ class Stack:
         for server in (self.postgres, self.valkey):
             if server is not None:
                 self._supervisor.watch(server, may_fail=SERVER_MAY_FAIL)
-        for part in (self.api, *self.background):
+        for part in (self.api, *self.workers):
             if part is not None:
                 self._supervisor.watch(part)
         self._supervisor.start()
