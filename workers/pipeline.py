@@ -31,12 +31,12 @@ from service.updates import leases
 from service.updates.leases import Claim
 from service.updates.states import change_state
 from service.version import VERSION
-from workers.child import Cancelled, ChildDied, Stopped, Trainer
+from workers.child import Trainer
 from workers.lease import Lease, LeaseLost
 from workers.preparation import Plan, TaskSlice, prepare_update, version_folder
 from workers.scoring import Candidate, Key, Round, comparisons, plan_round, record_round, score_round
 from workers.training.contract import TrainResult
-from workers.training.errors import TrainingFailed
+from workers.training.errors import Cancelled, ChildDied, Stopped, TrainingFailed
 
 log = get_logger(__name__)
 STATEMENT_TIMEOUT_OF_RECORDING = "600s"  # admissions of a large task are one long statement
@@ -281,7 +281,7 @@ def _fail(claim: Claim, error: Exception) -> UpdateState | None:
         error=str(error),
         exc_info=error if unexpected else None,
     )
-    message = str(error) or type(error).__name__
+    message = error.message if isinstance(error, TrainingFailed) else str(error) or type(error).__name__
     with session_scope(tenant=claim.tenant, role="worker") as session:
         return leases.fail_attempt(session, claim=claim, code=code, message=message, final=final)
 
