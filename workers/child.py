@@ -1,0 +1,320 @@
+"""Training children: the supervisor's handle on one, and what runs inside it.
+
+An update trains in a process of its own, forked from a server that has torch already imported, so that a crash,
+an out-of-memory kill or a hung kernel costs one attempt and not the worker. Supervisor and child talk over one
+pipe; the child's life hangs on it: when the supervisor's end closes, the child exits at once.
+Importing this module does not import torch.
+"""
+
+import multiprocessing
+import os
+import queue
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from multiprocessing import forkserver
+from multiprocessing.connection import Connection
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from workers.training.contract import EvaluateRequest, Outcomes, Progress, Signal, TrainRequest, TrainResult
+from workers.training.errors import Cancelled, ChildDied, Stopped, TrainingFailed
+
+__all__ = ["Cancelled", "ChildDied", "Stopped", "Trainer", "TrainingFailed", "start_forkserver"]
+
+TICK_SECONDS = 0.25
+"""How often a supervisor looks at its watch, and how often a child reports at most."""
+HEARTBEAT_SECONDS = 1.0
+"""A child repeats its last report after this long, whatever it is busy with."""
+GRACE_SECONDS = 20.0
+"""How long a child may take to obey a signal, or to leave, before it is killed."""
+
+OnProgress = Callable[[Progress], None]
+Watch = Callable[[], Signal | None]
+
+_context = multiprocessing.get_context("forkserver")
+
+
+@dataclass(slots=True)
+class _Server:
+    """What this process knows of its fork server, of which there is one."""
+
+    started: bool = False
+    torch_threads: int | None = None
+
+
+_server = _Server()
+
+
+def start_forkserver(torch_threads: int | None) -> None:
+    """Start the fork server in the background; call it early, from the main thread.
+
+    Args:
+        torch_threads: threads each child computes with; `None` leaves it to torch.
+    """
+    _server.torch_threads, _server.started = torch_threads, True
+    _context.set_forkserver_preload(["workers.training.preload"])
+    # The server takes no module path from its parent, so it must find this package by the environment.
+    before = os.environ.get("PYTHONPATH")
+    root = str(Path(__file__).parents[1])
+    os.environ["PYTHONPATH"] = root if not before else os.pathsep.join((root, before))
+    try:
+        forkserver.ensure_running()
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
+
+
+class Trainer:
+    """A supervisor's handle on one training child. Use as a context manager, from one thread.
+
+    The child serves any number of requests. After `Cancelled`, `Stopped` and `TrainingFailed` it is ready for the
+    next one; after `ChildDied`, or after an exception of the caller's own callbacks, the next request
+    starts a new child.
+    """
+
+    def __init__(self) -> None:
+        self._process: Any = None
+        self._pipe: Connection | None = None
+        self._number = 0
+
+    def __enter__(self) -> Self:
+        self._start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def pid(self) -> int:
+        """The child's process id.
+
+        Raises:
+            ChildDied: there is no child now.
+        """
+        if self._process is None:
+            raise ChildDied(None)
+        pid: int = self._process.pid
+        return pid
+
+    def train(self, request: TrainRequest, *, on_progress: OnProgress, watch: Watch) -> TrainResult:
+        """Train one update in the child and wait for it.
+
+        Args:
+            on_progress: gets the child's reports, four a second at most and at least one a second.
+            watch: asked every quarter of a second; `"cancel"` or `"stop"` is passed on to the child.
+
+        Raises:
+            Cancelled: the child gave up, as `watch` asked.
+            Stopped: the child wrote a checkpoint, as `watch` asked.
+            TrainingFailed: the update cannot be trained; `code` says why.
+            ChildDied: the child ended without an answer.
+        """
+        result = self._ask("train", request, on_progress, watch)
+        assert isinstance(result, TrainResult)
+        return result
+
+    def evaluate(self, request: EvaluateRequest, *, on_progress: OnProgress, watch: Watch) -> Outcomes:
+        """Score one version in the child and wait for it. Callbacks and errors as with `train`."""
+        result = self._ask("evaluate", request, on_progress, watch)
+        assert isinstance(result, Outcomes)
+        return result
+
+    def close(self) -> None:
+        """End the child: it exits when its pipe closes, and is killed when it does not."""
+        process, pipe, self._process, self._pipe = self._process, self._pipe, None, None
+        if pipe is not None:
+            pipe.close()
+        if process is not None:
+            process.join(1.0)
+            if process.is_alive():
+                process.kill()
+                process.join()
+            process.close()
+
+    def _start(self) -> None:
+        if not _server.started:
+            start_forkserver(None)
+        ours, theirs = _context.Pipe()
+        process = _context.Process(
+            target=serve, args=(theirs, _server.torch_threads), name="training-child", daemon=True
+        )
+        process.start()
+        theirs.close()
+        self._process, self._pipe = process, ours
+
+    def _ask(self, call: str, request: object, on_progress: OnProgress, watch: Watch) -> object:
+        if self._process is None or not self._process.is_alive():
+            self.close()
+            self._start()
+        assert self._pipe is not None
+        self._number += 1
+        try:
+            self._pipe.send((call, self._number, request))
+            return self._wait(self._pipe, on_progress, watch)
+        except (EOFError, ConnectionError) as error:
+            raise self._death() from error
+        except (Cancelled, Stopped, TrainingFailed):
+            raise
+        except BaseException:
+            # What the child is up to now is nobody's business any more.
+            self._kill()
+            raise
+
+    def _wait(self, pipe: Connection, on_progress: OnProgress, watch: Watch) -> object:
+        """Relay progress and signals until the child answers."""
+        told: Signal | None = None
+        deadline = float("inf")
+        while True:
+            wanted = watch()
+            if wanted is not None and wanted != told and told != "cancel":
+                pipe.send((wanted, self._number, None))
+                told, deadline = wanted, time.monotonic() + GRACE_SECONDS
+            if time.monotonic() > deadline:
+                self._kill()
+                raise Cancelled if told == "cancel" else Stopped
+            if not pipe.poll(TICK_SECONDS):
+                continue
+            kind, number, content = pipe.recv()
+            if number != self._number:
+                continue
+            if kind == "progress":
+                on_progress(content)
+            elif kind == "failed":
+                raise content
+            else:
+                return content
+
+    def _kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+        self.close()
+
+    def _death(self) -> ChildDied:
+        process = self._process
+        process.join(GRACE_SECONDS)
+        died = ChildDied(process.exitcode)
+        self._kill()
+        return died
+
+
+# What follows runs in the child.
+
+
+def serve(pipe: Connection, torch_threads: int | None) -> None:
+    """Answer requests until the supervisor's end of the pipe closes."""
+    # Only the supervisor decides when a child ends; signals to the whole process group are not for us.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    inbox = Inbox(pipe)
+    if torch_threads is not None:
+        import torch
+
+        torch.set_num_threads(torch_threads)
+    while True:
+        call, number, request = inbox.requests.get()
+        with Reporter(pipe, number) as reporter:
+            outcome = answer(call, request, reporter, lambda number=number: inbox.signal_for(number))  # type: ignore[misc]
+        reporter.send(*outcome)
+
+
+def answer(call: str, request: Any, reporter: "Reporter", should_stop: Watch) -> tuple[str, object]:
+    """Do what one request asks for; whatever goes wrong becomes an answer too."""
+    try:
+        if call == "train":
+            from workers.training.loop import train
+
+            return "done", train(request, on_progress=reporter.report, should_stop=should_stop)
+        from workers.evaluation.runner import evaluate
+
+        return "done", evaluate(request, on_progress=reporter.report, should_stop=should_stop)
+    except (Cancelled, Stopped, TrainingFailed) as error:
+        return "failed", error.with_traceback(None)
+    except MemoryError as error:
+        return "failed", TrainingFailed("out_of_memory", f"the training process ran out of memory: {error}")
+    except Exception as error:
+        code = "out_of_memory" if type(error).__name__ == "OutOfMemoryError" else "internal_error"
+        detail = {"traceback": traceback.format_exc()[-4000:]}
+        return "failed", TrainingFailed(code, f"{type(error).__name__}: {error}", detail)
+
+
+class Inbox:
+    """Reads the pipe in a thread: requests go on a queue, signals into a table, and the end ends the process."""
+
+    def __init__(self, pipe: Connection) -> None:
+        self.requests: queue.SimpleQueue[tuple[str, int, Any]] = queue.SimpleQueue()
+        self._signals: dict[int, Signal] = {}
+        threading.Thread(target=self._read, args=(pipe,), name="inbox", daemon=True).start()
+
+    def signal_for(self, number: int) -> Signal | None:
+        """What the supervisor asked of request `number` last."""
+        return self._signals.get(number)
+
+    def _read(self, pipe: Connection) -> None:
+        while True:
+            try:
+                message = pipe.recv()
+            except (EOFError, OSError):
+                # The supervisor is gone. Nothing here is worth finishing: the checkpoint on disk is whole.
+                os._exit(0)
+            if message[0] in ("cancel", "stop"):
+                self._signals[message[1]] = message[0]
+            else:
+                self.requests.put(message)
+
+
+class Reporter:
+    """Sends a request's progress: four reports a second at most, at least one a second while it lasts."""
+
+    def __init__(self, pipe: Connection, number: int) -> None:
+        self._pipe = pipe
+        self._number = number
+        self._lock = threading.Lock()
+        self._last = Progress("loading")
+        self._sent_at = float("-inf")
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def report(self, progress: Progress) -> None:
+        """Note where the request stands, and tell the supervisor when it is time or the phase is new."""
+        new_phase = progress.phase != self._last.phase
+        self._last = progress
+        if (
+            new_phase
+            or progress.step == progress.total_steps > 0
+            or time.monotonic() - self._sent_at >= TICK_SECONDS
+        ):
+            self.send("progress", progress)
+
+    def send(self, kind: str, content: object) -> None:
+        """Send one message about this request."""
+        with self._lock, suppress(ConnectionError):
+            self._pipe.send((kind, self._number, content))
+            self._sent_at = time.monotonic()
+
+    def _beat(self) -> None:
+        while not self._over.wait(TICK_SECONDS):
+            silent = time.monotonic() - self._sent_at
+            if silent >= HEARTBEAT_SECONDS - TICK_SECONDS:
+                eta = self._last.eta_seconds
+                self.send(
+                    "progress",
+                    replace(self._last, eta_seconds=None if eta is None else max(0.0, eta - silent)),
+                )

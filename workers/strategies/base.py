@@ -1,0 +1,75 @@
+"""What a continual-learning strategy is: losses and state, never a step.
+
+The loop batches, runs backward, clips, steps and saves. A strategy says which rows it wants, what the loss of
+a batch is, and what it must remember for the next update.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import Tensor
+
+from workers.training.batches import Batch
+from workers.training.classifier import Classifier
+from workers.training.errors import TrainingFailed
+from workers.training.run import Run
+
+
+class Params(BaseModel):
+    """Parameters of a strategy: bounded, and nothing beyond those declared."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Strategy(ABC):
+    """One continual-learning method. Class attributes are what the catalogue tells the service."""
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    task_types: ClassVar[tuple[str, ...]] = ("text-classification",)
+    adapter_types: ClassVar[tuple[str, ...]] = ("lora",)
+    needs_replay: ClassVar[bool] = False
+    """The caller should send the replay buffer (empty when there is none)."""
+    starts_from: ClassVar[Literal["parent", "base"]] = "parent"
+    uses: ClassVar[frozenset[str]] = frozenset()
+    """`all_rows`: every row the lineage has learnt comes as fresh, not only the new ones."""
+    adapter: ClassVar[Literal["continued", "added"]] = "continued"
+    """`added`: a fresh adapter is trained over the frozen parent, and the version is their sum."""
+
+    Params: type[Params] = Params
+
+    def __init__(self, parameters: Mapping[str, Any]) -> None:
+        try:
+            self.params = self.Params.model_validate(dict(parameters))
+        except ValidationError as error:
+            problems = error.errors(include_url=False, include_context=False, include_input=False)
+            first = f"{'.'.join(map(str, problems[0]['loc']))}: {problems[0]['msg']}"
+            raise TrainingFailed("bad_parameters", f"{self.name}: {first}", {"errors": problems}) from error
+
+    @property
+    def replay_fraction(self) -> float:
+        """Share of buffered rows in the training mix."""
+        return 0.0
+
+    def start(self, run: Run) -> None:
+        """Prepare, once, before the first step and again on resuming; must be a function of the run alone."""
+
+    @abstractmethod
+    def loss(self, model: Classifier, batch: Batch) -> Tensor:
+        """The scalar loss of one batch, averaged over its rows."""
+
+    def adjust_gradients(self, model: Classifier) -> None:
+        """Change gradients in place after backward and before clipping (projection methods)."""
+
+    def finish(self, run: Run) -> dict[str, Tensor]:
+        """Return the state that the next update needs, stored beside the adapter; empty for none."""
+        return {}
+
+    def checkpoint(self) -> dict[str, Tensor]:
+        """What `start` cannot rebuild: state that has changed since the first step."""
+        return {}
+
+    def resume(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take back what `checkpoint` returned."""

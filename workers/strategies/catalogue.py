@@ -1,0 +1,72 @@
+"""The strategies by name, and the file that tells the service about them without torch.
+
+`python -m workers.strategies.catalogue` writes `service/updates/strategies.json`.
+"""
+
+import inspect
+import json
+from pathlib import Path
+from typing import Any
+
+from workers.strategies.base import Strategy
+from workers.strategies.ewc import Ewc
+from workers.strategies.joint import Joint
+from workers.strategies.replay import Replay
+from workers.strategies.sequential import Sequential
+from workers.training.contract import TrainRequest
+from workers.training.errors import TrainingFailed
+
+STRATEGIES: dict[str, type[Strategy]] = {
+    strategy.name: strategy for strategy in (Sequential, Replay, Ewc, Joint)
+}
+
+CATALOGUE_FILE = Path(__file__).parents[2] / "service" / "updates" / "strategies.json"
+
+
+def catalogue() -> list[dict[str, Any]]:
+    """Describe every strategy as plain JSON, in name order; `parameters` is the JSON schema of its parameters."""
+    return [describe(STRATEGIES[name]) for name in sorted(STRATEGIES)]
+
+
+def describe(strategy: type[Strategy]) -> dict[str, Any]:
+    """One entry of the catalogue."""
+    return {
+        "name": strategy.name,
+        "summary": strategy.summary,
+        "description": inspect.cleandoc(inspect.getmodule(strategy).__doc__ or ""),  # type: ignore[union-attr]
+        "task_types": list(strategy.task_types),
+        "adapter_types": list(strategy.adapter_types),
+        "needs_replay": strategy.needs_replay,
+        "starts_from": strategy.starts_from,
+        "uses": sorted(strategy.uses),
+        "parameters": strategy.Params.model_json_schema(),
+    }
+
+
+def as_json() -> str:
+    """The catalogue file's text."""
+    return json.dumps(catalogue(), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def strategy_of(request: TrainRequest) -> Strategy:
+    """Make the request's strategy with its parameters checked.
+
+    Raises:
+        TrainingFailed: `unknown_strategy`, `strategy_unsupported`, `bad_parameters`.
+    """
+    strategy = STRATEGIES.get(request.strategy)
+    if strategy is None:
+        known = ", ".join(sorted(STRATEGIES))
+        raise TrainingFailed(
+            "unknown_strategy", f"there is no strategy {request.strategy!r}; there are {known}"
+        )
+    if request.task_type not in strategy.task_types or request.adapter.type not in strategy.adapter_types:
+        raise TrainingFailed(
+            "strategy_unsupported",
+            f"{request.strategy!r} does not train {request.task_type!r} with a {request.adapter.type!r} adapter",
+        )
+    return strategy(request.parameters)
+
+
+if __name__ == "__main__":
+    CATALOGUE_FILE.write_text(as_json(), encoding="utf-8")

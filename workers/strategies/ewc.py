@@ -1,0 +1,214 @@
+"""Online EWC on the weight change itself: ΔW = s·B·A is held back where the old tasks are sensitive.
+
+Each update trains a fresh adapter over the frozen parent; with Ω the accumulated diagonal Fisher information
+of the adapted weights,
+
+    L = CE(fresh) + (λ/2) · [ Σ_layers Σ_ij Ω_ij (s·B·A)_ij²  +  Σ_old rows Ω_head (θ − θ_parent)² ].
+
+A penalty on A and B apart is a different thing: their product can move while neither does much, and a drift of
+both that leaves B·A alone is harmless. For one example the gradient of W is Σ_t g_t x_tᵀ over its tokens; Fisher
+squares that per example, then averages. The square of a batch's mean gradient is not Fisher (it shrinks with
+the batch). Labels are drawn from the model's own predictions with a fixed seed, which makes it the true Fisher
+rather than the empirical one. After an update
+
+    Ω ← γ·Ω + F(fresh rows at the new parameters).
+
+Source: arXiv 2602.17559 (EWC over the full weight space of a low-rank update); Kirkpatrick et al. 2017
+(arXiv 1612.00796, eq. 3); online form by Schwarz et al. 2018 (arXiv 1805.06370, eq. 9).
+Defaults: λ is in units of the mean per-example Fisher, so that λ = N_old / N_new is the Laplace approximation;
+the diagonal underestimates, hence a default well above that. γ = 1.
+Wins: domain-incremental streams (same labels, new domains) where no old row may be kept. With new labels in
+every update it forgets nearly as `sequential` does: nothing in it compares old labels with new ones.
+Costs: one more thin matrix product per layer and step; once per update a forward and backward over
+`fisher_rows` rows; state of one float32 per adapted weight. The rank grows by r per update until
+`adapter.max_rank`, then is compressed.
+A parent trained by another strategy has no Ω: it is rebuilt from the replay buffer in `start`.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional
+
+from workers.strategies import base
+from workers.training.adapters import adapted_layers, delta_weights
+from workers.training.batches import Batch, TokenTable
+from workers.training.classifier import Classifier
+from workers.training.errors import TrainingFailed
+from workers.training.run import Run
+
+HEAD = ("head.weight", "head.bias")
+
+
+class Params(base.Params):
+    """Parameters of `ewc`."""
+
+    strength: float = Field(
+        default=1000.0, ge=0.0, le=1e9, description="λ, in units of the mean per-example Fisher"
+    )
+    decay: float = Field(
+        default=1.0, ge=0.0, le=1.0, description="γ, how much of the older Fisher an update keeps"
+    )
+    fisher_rows: int = Field(
+        default=1024, ge=1, le=100_000, description="rows that Fisher is estimated on, at most"
+    )
+
+
+class Ewc(base.Strategy):
+    """Train a fresh adapter under a quadratic penalty on its ΔW, weighted by the old tasks' Fisher."""
+
+    name = "ewc"
+    summary = (
+        "Hold back changes of the weights that old tasks depend on (online EWC on ΔW); keeps no old examples"
+    )
+    needs_replay = True
+    adapter = "added"
+    Params = Params
+    params: Params
+
+    def start(self, run: Run) -> None:
+        """Load the parent's Fisher, or rebuild it from the buffer where the parent left none that fits.
+
+        Raises:
+            TrainingFailed: `strategy_state_missing` when there is neither.
+        """
+        self.fisher: dict[str, Tensor] = {}
+        self.anchor: dict[str, Tensor] = {}
+        if run.parent is None:
+            return
+        saved = run.parent.state
+        if saved is None or not fits(saved, run):
+            saved = self.rebuilt(run)
+        self.fisher = {name: tensor.to(run.device) for name, tensor in saved.items()}
+        old = len(run.parent.head.bias)
+        head = run.model.head
+        self.anchor = {
+            "head.weight": head.weight.detach()[:old].clone(),
+            "head.bias": head.bias.detach()[:old].clone(),
+        }
+
+    def rebuilt(self, run: Run) -> dict[str, Tensor]:
+        """Estimate the old tasks' Fisher on the replay buffer, at the parent's parameters."""
+        if len(run.replay) == 0:
+            raise TrainingFailed(
+                "strategy_state_missing",
+                "the parent was not trained with 'ewc' under this adapter shape and there are no buffered examples "
+                "to rebuild its Fisher information from; train with another strategy or from another parent",
+            )
+        assert run.parent is not None
+        return estimate(run, run.replay, rows=self.params.fisher_rows, labels=len(run.parent.head.bias))
+
+    def loss(self, model: Classifier, batch: Batch) -> Tensor:
+        """Mean cross-entropy plus the penalty."""
+        return functional.cross_entropy(model(batch), batch.labels) + self.penalty(model)
+
+    def penalty(self, model: Classifier) -> Tensor:
+        """(λ/2) · Σ Ω∘(ΔW)², and the same for the head's old rows."""
+        total = torch.zeros((), device=model.head.bias.device)
+        if not self.fisher:
+            return total
+        for name, delta in delta_weights(model.encoder).items():
+            total = total + (self.fisher[name] * delta.square()).sum()
+        for name, anchor in self.anchor.items():
+            moved = model.get_parameter(name)[: len(anchor)] - anchor
+            total = total + (self.fisher[name] * moved.square()).sum()
+        return self.params.strength / 2 * total
+
+    def finish(self, run: Run) -> dict[str, Tensor]:
+        """Return γ·Ω + F, F estimated on the fresh rows at the parameters just reached."""
+        state = estimate(run, run.fresh, rows=self.params.fisher_rows, labels=run.labels)
+        for name, old in self.fisher.items():
+            state[name][: len(old)] += self.params.decay * old.cpu()
+        return state
+
+
+def fits(state: Any, run: Run) -> bool:
+    """Whether a saved Fisher covers the layers adapted now and the parent's head."""
+    wanted = {name: tensor.shape for name, tensor in delta_weights(run.model.encoder).items()}
+    assert run.parent is not None
+    wanted |= {name: run.parent.head.get_parameter(name.removeprefix("head.")).shape for name in HEAD}
+    return wanted == {name: tensor.shape for name, tensor in state.items()}
+
+
+def estimate(run: Run, table: TokenTable, *, rows: int, labels: int) -> dict[str, Tensor]:
+    """Estimate the diagonal Fisher information of the adapted weights and of the head's first `labels` rows.
+
+    Labels are drawn from the model's predictions. Rows beyond `rows` are left out by a seeded draw.
+
+    Returns:
+        On the CPU, per adapted layer [out, in], `head.weight` [labels, width] and `head.bias` [labels]: squared
+        per-example gradients of the log-likelihood, averaged over examples.
+    """
+    generator = torch.Generator().manual_seed(run.request.settings.seed)
+    table = table.sample(rows, seed=run.request.settings.seed)
+    meter = FisherMeter(run.model)
+    was_training = run.model.training
+    run.model.eval()
+    with meter.attached():
+        for batch in run.batches_of(table, batch_size=8, phase="consolidating"):
+            with torch.autocast(run.device.type, enabled=False):
+                logits = run.model(batch)[:, :labels]
+            drawn = torch.multinomial(logits.detach().softmax(-1).cpu(), 1, generator=generator)[:, 0]
+            meter.add(logits, drawn.to(run.device))
+    run.model.train(was_training)
+    return meter.mean()
+
+
+class FisherMeter:
+    """Sums squared per-example gradients of log p(label) over the adapted weights and the head."""
+
+    def __init__(self, model: Classifier) -> None:
+        self.model = model
+        self.sums: dict[str, Tensor] = {}
+        self.examples = 0
+        self._inputs: dict[str, Tensor] = {}
+        self._features = torch.empty(0)
+
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        """Listen to the adapted layers' inputs and output gradients while the context lasts."""
+        handles = []
+        for name, layer in adapted_layers(self.model.encoder).items():
+            handles.append(layer.register_forward_hook(self._forward_hook(name)))
+        handles.append(self.model.head.register_forward_pre_hook(self._keep_features))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _forward_hook(self, name: str) -> Any:
+        def keep(_layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            self._inputs[name] = inputs[0].detach().float()
+            output.register_hook(lambda gradient: self._accumulate(name, gradient))
+
+        return keep
+
+    def _accumulate(self, name: str, gradient: Tensor) -> None:
+        # One example's gradient of W is the sum over its tokens, so the square comes after the contraction.
+        per_example = torch.einsum("nto,nti->noi", gradient.detach().float(), self._inputs[name])
+        self._sum(name, per_example.square().sum(0))
+
+    def _keep_features(self, head: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        self._features = self.model.head.normalise(inputs[0].detach())
+
+    def _sum(self, name: str, value: Tensor) -> None:
+        self.sums[name] = self.sums[name] + value if name in self.sums else value
+
+    def add(self, logits: Tensor, labels: Tensor) -> None:
+        """Add one batch: `logits` [rows, labels] of a forward under `attached`, and the labels to explain."""
+        # Examples do not touch each other in the forward pass, so the gradient of the sum holds each one's own.
+        loss = functional.cross_entropy(logits, labels, reduction="sum")
+        torch.autograd.grad(loss, self.model.adapter_parameters(), allow_unused=True)
+        error = functional.one_hot(labels, logits.shape[1]).float() - logits.detach().softmax(-1)
+        self._sum("head.weight", error.square().T @ self._features.square())
+        self._sum("head.bias", error.square().sum(0))
+        self.examples += len(labels)
+
+    def mean(self) -> dict[str, Tensor]:
+        """The averages over all examples added, on the CPU."""
+        return {name: (total / self.examples).cpu() for name, total in sorted(self.sums.items())}

@@ -1,0 +1,260 @@
+"""Rows in, batches out: read once, tokenise once, bucket by length, mix fresh with replayed rows."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from workers.training.errors import TrainingFailed
+
+Indices = NDArray[np.int64]
+
+UNSEEN = -1
+"""The label index of a row whose label the head does not know."""
+
+TOKENISE_ROWS = 512
+POOL_BATCHES = 16
+"""Rows are sorted by length within pools of this many batches: little padding, and still well shuffled."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One labelled text."""
+
+    id: int
+    text: str
+    label: str
+
+
+def read_rows(path: str) -> list[Row]:
+    """Read an NDJSON file of rows, in ascending order of id whatever the order in the file.
+
+    An empty `path` stands for no rows.
+
+    Raises:
+        TrainingFailed: `bad_row`, naming the line.
+    """
+    if not path:
+        return []
+    rows = []
+    with Path(path).open(encoding="utf-8") as stream:
+        for number, line in enumerate(stream, start=1):
+            if line.strip():
+                rows.append(parse_row(line, number))
+    return sorted(rows, key=lambda row: row.id)
+
+
+def parse_row(line: str, number: int) -> Row:
+    """Read one line. Raises `TrainingFailed` (`bad_row`) when it is not a row."""
+    try:
+        value = json.loads(line)
+        row = Row(value["id"], value["text"], value["label"])
+        if not (isinstance(row.id, int) and isinstance(row.text, str) and isinstance(row.label, str)):
+            raise TypeError("id is an integer, text and label are strings")
+    except (ValueError, KeyError, TypeError) as error:
+        raise TrainingFailed(
+            "bad_row", f"line {number} is not a labelled text: {error!r}", {"line": number}
+        ) from error
+    return row
+
+
+@dataclass(frozen=True, slots=True)
+class TokenTable:
+    """Tokenised rows in one flat array: row i holds `tokens[starts[i]:starts[i + 1]]`.
+
+    `labels` are indices into the head (`UNSEEN` where it has none), `ids` the example ids.
+    """
+
+    tokens: NDArray[np.int32]
+    starts: Indices
+    labels: Indices
+    ids: Indices
+    padding_id: int
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def lengths(self) -> Indices:
+        """The rows' lengths in tokens."""
+        return np.diff(self.starts)
+
+    def row(self, index: int) -> NDArray[np.int32]:
+        """The tokens of one row."""
+        return self.tokens[self.starts[index] : self.starts[index + 1]]
+
+    def sample(self, rows: int, *, seed: int) -> "TokenTable":
+        """At most `rows` of the rows, drawn without replacement by `seed`, in table order."""
+        if rows >= len(self):
+            return self
+        picked = np.sort(np.random.default_rng([seed, 2]).permutation(len(self))[:rows])
+        starts = np.zeros(rows + 1, dtype=np.int64)
+        np.cumsum(self.lengths[picked], out=starts[1:])
+        tokens = np.concatenate([self.row(int(i)) for i in picked])
+        return TokenTable(tokens, starts, self.labels[picked], self.ids[picked], self.padding_id)
+
+    def label_counts(self, labels: int) -> NDArray[np.float64]:
+        """How many rows carry each of the head's `labels`."""
+        return np.bincount(self.labels[self.labels >= 0], minlength=labels).astype(np.float64)
+
+
+def tokenise(
+    rows: Sequence[Row],
+    tokenizer: Any,
+    *,
+    labels: Sequence[str],
+    max_length: int,
+    poll: Callable[[int], None],
+) -> TokenTable:
+    """Tokenise rows once, truncated to `max_length`. `poll` is called with the rows done between chunks."""
+    index_of = {label: index for index, label in enumerate(labels)}
+    pieces: list[NDArray[np.int32]] = []
+    for start in range(0, len(rows), TOKENISE_ROWS):
+        poll(start)
+        texts = [row.text for row in rows[start : start + TOKENISE_ROWS]]
+        encoded = tokenizer(texts, truncation=True, max_length=max_length, return_attention_mask=False)[
+            "input_ids"
+        ]
+        pieces.extend(np.asarray(ids, dtype=np.int32) for ids in encoded)
+    starts = np.zeros(len(rows) + 1, dtype=np.int64)
+    np.cumsum([len(piece) for piece in pieces], out=starts[1:])
+    return TokenTable(
+        tokens=np.concatenate(pieces) if pieces else np.zeros(0, dtype=np.int32),
+        starts=starts,
+        labels=np.array([index_of.get(row.label, UNSEEN) for row in rows], dtype=np.int64),
+        ids=np.array([row.id for row in rows], dtype=np.int64),
+        padding_id=int(tokenizer.pad_token_id or 0),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One collated batch: `input_ids` and `attention_mask` [rows, tokens], `labels` and `replayed` [rows]."""
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    labels: Tensor
+    replayed: Tensor
+    ids: tuple[int, ...]
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch on `device`."""
+        if device.type == "cpu":
+            return self
+        moved = (
+            tensor.pin_memory().to(device, non_blocking=True)
+            for tensor in (self.input_ids, self.attention_mask, self.labels, self.replayed)
+        )
+        return Batch(*moved, ids=self.ids)
+
+
+@dataclass(frozen=True, slots=True)
+class Pick:
+    """The rows of one batch: positions in the fresh and in the replay table."""
+
+    fresh: Indices
+    replay: Indices
+
+
+def collate(fresh: TokenTable, replay: TokenTable, pick: Pick) -> Batch:
+    """Pad the picked rows to the longest of them: fresh rows first, then replayed ones."""
+    rows = [fresh.row(i) for i in pick.fresh] + [replay.row(i) for i in pick.replay]
+    width = max(len(row) for row in rows)
+    input_ids = np.full((len(rows), width), fresh.padding_id, dtype=np.int64)
+    mask = np.zeros((len(rows), width), dtype=np.int64)
+    for index, row in enumerate(rows):
+        input_ids[index, : len(row)] = row
+        mask[index, : len(row)] = 1
+    replayed = np.arange(len(rows)) >= len(pick.fresh)
+    return Batch(
+        input_ids=torch.from_numpy(input_ids),
+        attention_mask=torch.from_numpy(mask),
+        labels=torch.from_numpy(np.concatenate([fresh.labels[pick.fresh], replay.labels[pick.replay]])),
+        replayed=torch.from_numpy(replayed),
+        ids=tuple(int(i) for i in np.concatenate([fresh.ids[pick.fresh], replay.ids[pick.replay]])),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Mix:
+    """How an update goes through its rows; every epoch is a pure function of `seed` and the epoch's number.
+
+    An epoch takes each fresh row once, and replays as many rows as make `replay_fraction` of the whole. The
+    buffer is gone through in shuffled rounds that run on from epoch to epoch, so an epoch costs
+    `fresh / (1 - replay_fraction)` rows however large the buffer or the model's history has grown, and
+    no buffered row is drawn twice before all have been drawn once.
+    """
+
+    fresh: Indices
+    replay: Indices
+    batch_size: int
+    replay_fraction: float
+    seed: int
+
+    @property
+    def replay_rows(self) -> int:
+        """Rows replayed in one epoch."""
+        if len(self.replay) == 0 or self.replay_fraction == 0:
+            return 0
+        return round(len(self.fresh) * self.replay_fraction / (1 - self.replay_fraction))
+
+    @property
+    def batches(self) -> int:
+        """Batches in one epoch, the same in every epoch."""
+        return len(self.epoch(0))
+
+    def epoch(self, number: int) -> list[Pick]:
+        """The batches of epoch `number` (from 0), each with its share of fresh and replayed rows."""
+        generator = np.random.default_rng([self.seed, 0, number])
+        fresh = generator.permutation(len(self.fresh))
+        replay = self.replayed(number)
+        pools = max(1, (len(fresh) + len(replay)) // (self.batch_size * POOL_BATCHES))
+        picks = []
+        for fresh_pool, replay_pool in zip(
+            np.array_split(fresh, pools), np.array_split(replay, pools), strict=True
+        ):
+            picks.extend(self.bucket(fresh_pool, replay_pool))
+        return [picks[i] for i in generator.permutation(len(picks))]
+
+    def bucket(self, fresh_pool: Indices, replay_pool: Indices) -> list[Pick]:
+        """Cut one pool into batches of rows of like length, fresh and replayed side by side."""
+        count = -(-(len(fresh_pool) + len(replay_pool)) // self.batch_size)
+        by_length = fresh_pool[np.argsort(self.fresh[fresh_pool], kind="stable")]
+        replay_by_length = replay_pool[np.argsort(self.replay[replay_pool], kind="stable")]
+        # Split at opposite roundings, so that no batch gets the larger piece of both.
+        cuts = np.arange(count + 1)
+        fresh_cuts = cuts * len(fresh_pool) // count
+        replay_cuts = -(-cuts * len(replay_pool) // count)
+        return [
+            Pick(
+                by_length[fresh_cuts[i] : fresh_cuts[i + 1]],
+                replay_by_length[replay_cuts[i] : replay_cuts[i + 1]],
+            )
+            for i in range(count)
+        ]
+
+    def replayed(self, number: int) -> Indices:
+        """The buffer rows of epoch `number`: its stretch of an endless sequence of shuffled rounds."""
+        size, wanted = len(self.replay), self.replay_rows
+        if wanted == 0:
+            return np.zeros(0, dtype=np.int64)
+        first, last = number * wanted, (number + 1) * wanted
+        rounds = [
+            np.random.default_rng([self.seed, 1, turn]).permutation(size)
+            for turn in range(first // size, -(-last // size))
+        ]
+        return np.concatenate(rounds)[first % size :][:wanted]
+
+
+def in_length_order(table: TokenTable, batch_size: int) -> Iterator[Pick]:
+    """Every row of `table` once, as fresh rows, in batches of like length (longest first)."""
+    order = np.argsort(-table.lengths, kind="stable")
+    nothing = np.zeros(0, dtype=np.int64)
+    for start in range(0, len(order), batch_size):
+        yield Pick(order[start : start + batch_size], nothing)

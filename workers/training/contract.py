@@ -1,0 +1,160 @@
+"""What crosses the pipe between a supervisor and its training child: frozen plain data, stdlib types only.
+
+Importing this module loads neither torch nor anything of the service.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Signal = Literal["cancel", "stop"]
+"""What a supervisor may ask of a running child: give up, or write a checkpoint and leave."""
+
+Precision = Literal["auto", "fp32", "bf16"]
+
+
+@dataclass(frozen=True, slots=True)
+class BaseFolder:
+    """A base model that has been resolved to a folder on disk.
+
+    `sha256` covers the checkpoint's configuration, weights and tokenizer files; `None` has it computed.
+    """
+
+    name: str
+    folder: str
+    revision: str | None = None
+    sha256: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterSettings:
+    """The shape of a model's adapter.
+
+    `target_modules` is `"auto"` (the attention projections), a list of module names or name endings, or a
+    regular expression over full module names. `max_rank` bounds what strategies may concatenate.
+    """
+
+    type: Literal["lora"] = "lora"
+    r: int = 8
+    alpha: float = 16.0
+    dropout: float = 0.05
+    target_modules: str | tuple[str, ...] = "auto"
+    max_rank: int = 64
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingSettings:
+    """How an update trains. Rates are per optimiser step; lengths are in tokens.
+
+    `max_steps` caps the optimiser steps that `epochs` would take. `batch_size` counts the rows of one forward
+    pass, replayed ones included; `gradient_accumulation` passes make one optimiser step.
+    `precision="auto"` is bfloat16 autocast on a GPU that has it and float32 elsewhere.
+    """
+
+    epochs: int = 3
+    max_steps: int | None = None
+    batch_size: int = 16
+    learning_rate: float = 5e-4
+    head_learning_rate: float = 5e-3
+    max_length: int = 128
+    weight_decay: float = 0.01
+    warmup_ratio: float = 0.06
+    max_grad_norm: float = 1.0
+    seed: int = 0
+    precision: Precision = "auto"
+    gradient_accumulation: int = 1
+    evaluation_batch_size: int = 64
+
+
+@dataclass(frozen=True, slots=True)
+class TrainRequest:
+    """One update, as the child needs it.
+
+    `parent` is the parent version's folder, `None` to start from the base. `labels` is the head order of the
+    new version: the parent's labels first, in their order, then the new ones. `fresh` and `replay` are NDJSON
+    files of rows `{"id": int, "task": str, "text": str, "label": str}`; an empty `replay` path or file means no
+    buffer. `output` is the folder to write, complete or not at all. `lineage` goes verbatim into
+    `version.json`.
+    """
+
+    task_type: str
+    base: BaseFolder
+    strategy: str
+    labels: tuple[str, ...]
+    fresh: str
+    output: str
+    checkpoints: str
+    adapter: AdapterSettings = field(default_factory=AdapterSettings)
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    settings: TrainingSettings = field(default_factory=TrainingSettings)
+    parent: str | None = None
+    replay: str = ""
+    checkpoint_seconds: float = 20.0
+    lineage: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainResult:
+    """What an update cost and how it went. `losses` is a curve of (step, mean loss), 200 points at most.
+
+    `epochs` is the number of passes over the fresh rows; `peak_memory_bytes` is device memory on a GPU and
+    the child's resident set elsewhere; `train_seconds` counts this attempt alone.
+    """
+
+    steps: int
+    epochs: float
+    fresh_rows: int
+    replay_rows: int
+    final_loss: float | None
+    train_seconds: float
+    peak_memory_bytes: int
+    labels: tuple[str, ...]
+    losses: tuple[tuple[int, float], ...]
+    packages: dict[str, str]
+    device: str
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluateRequest:
+    """Score one version folder on one NDJSON file of rows. `max_length=None` is the length it trained with.
+
+    `precision="auto"` means float32 here: a score must come out the same wherever the version is loaded.
+    """
+
+    task_type: str
+    base: BaseFolder
+    version: str
+    rows: str
+    max_length: int | None = None
+    batch_size: int = 64
+    precision: Precision = "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcomes:
+    """One version's answers on one eval set, in ascending order of example id.
+
+    `predicted` indexes into `labels`; `confidence` is the softmax probability of the predicted label. A row
+    whose label the version has never seen is not correct.
+    """
+
+    example_ids: tuple[int, ...]
+    predicted: tuple[int, ...]
+    confidence: tuple[float, ...]
+    correct: tuple[bool, ...]
+    labels: tuple[str, ...]
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where a child stands: its phase, steps done of steps planned, the recent mean loss, seconds to go.
+
+    Phases: `loading`, `tokenising`, `preparing`, `training`, `consolidating`, `saving`, `evaluating`.
+    """
+
+    phase: str
+    step: int = 0
+    total_steps: int = 0
+    loss: float | None = None
+    eta_seconds: float | None = None

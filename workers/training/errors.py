@@ -1,0 +1,44 @@
+"""How training and evaluation end when they do not end well. All of these cross a pipe, so all pickle."""
+
+import signal as signals
+from collections.abc import Mapping
+from typing import Any
+
+
+class Cancelled(Exception):
+    """The supervisor asked the child to give up, and it did."""
+
+
+class Stopped(Exception):
+    """The supervisor asked the child to leave; a checkpoint has been written and the next attempt goes on from it."""
+
+
+class TrainingFailed(Exception):
+    """Training or evaluation cannot go on. `code` is stable, `message` is for people, `detail` is plain data."""
+
+    def __init__(self, code: str, message: str, detail: Mapping[str, Any] | None = None) -> None:
+        super().__init__(code, message, dict(detail or {}))
+        self.code = code
+        self.message = message
+        self.detail = dict(detail or {})
+
+    def __str__(self) -> str:
+        return f"{self.code}: {self.message}"
+
+
+class ChildDied(Exception):
+    """The child process ended without an answer: `exit_code` as multiprocessing tells it, `signal` by name."""
+
+    def __init__(self, exit_code: int | None, signal: str | None = None) -> None:
+        if signal is None and exit_code is not None and exit_code < 0:
+            signal = signals.Signals(-exit_code).name
+        super().__init__(exit_code, signal)
+        self.exit_code = exit_code
+        self.signal = signal
+
+    def __str__(self) -> str:
+        if self.signal == "SIGKILL":
+            return "the training process was killed by SIGKILL, probably out of memory"
+        if self.signal is not None:
+            return f"the training process was killed by {self.signal}"
+        return f"the training process ended without an answer (exit code {self.exit_code})"

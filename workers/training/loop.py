@@ -1,0 +1,226 @@
+"""The training loop: one update, from a request to a version folder."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from workers.strategies.base import Strategy
+from workers.strategies.catalogue import strategy_of
+from workers.training.adapters import compress, concatenate, detach
+from workers.training.batches import Mix, Pick, collate
+from workers.training.checkpoints import capture, fingerprint, read_checkpoint, restore, write_checkpoint
+from workers.training.checkpoints import Checkpoint
+from workers.training.contract import TrainingSettings, TrainRequest, TrainResult
+from workers.training.curve import LossCurve
+from workers.training.devices import device_name, peak_memory_bytes
+from workers.training.errors import Stopped
+from workers.training.preparation import prepare
+from workers.training.run import Run
+from workers.training.versions import Version, facts_of, packages, write_version
+from workers.training.watching import OnProgress, ShouldStop, Watch
+
+SETTLE_STEPS_ON_GPU = 16
+
+
+def train(request: TrainRequest, *, on_progress: OnProgress, should_stop: ShouldStop) -> TrainResult:
+    """Train one update and write its version folder to `request.output`.
+
+    A checkpoint of the same request found in `request.checkpoints` is taken up where it ends.
+
+    Args:
+        on_progress: called at least once per step and per chunk of rows; should return at once.
+        should_stop: polled as often; `cancel` ends the run, `stop` writes a checkpoint first.
+
+    Raises:
+        TrainingFailed: the run cannot go on; `code` says why.
+        Cancelled, Stopped: as asked through `should_stop`.
+    """
+    began = time.monotonic()
+    watch = Watch(on_progress, should_stop)
+    strategy = strategy_of(request)
+    run, sha256 = prepare(request, strategy, watch)
+    loop = Loop.begin(run, strategy)
+    try:
+        loop.resume()
+        loop.train()
+        watch.at("consolidating")
+        state = strategy.finish(run)
+    except Stopped:
+        loop.save_checkpoint()
+        raise
+    watch.at("saving", loop.total_steps, loop.total_steps, loop.curve.recent)
+    version = finished_version(run, strategy, sha256)
+    if state:
+        version.states[strategy.name] = state  # type: ignore[index]
+    write_version(Path(request.output), version)
+    return loop.result(time.monotonic() - began)
+
+
+def finished_version(run: Run, strategy: Strategy, sha256: str) -> Version:
+    """The version just trained: always one adapter, whatever it was trained as."""
+    adapter, error = detach(run.model.encoder), 0.0
+    if strategy.adapter == "added" and run.parent is not None:
+        adapter, error = compress(concatenate(run.parent.adapter, adapter), run.request.adapter.max_rank)
+    facts = facts_of(
+        run.request,
+        sha256=sha256,
+        extra={
+            "parameters": strategy.params.model_dump(mode="json"),
+            "rank": adapter.rank,
+            "compression": {"relative_error": error},
+            "rows": {"fresh": len(run.fresh), "replay": len(run.replay)},
+            "device": device_name(run.device),
+        },
+    )
+    return Version(adapter, run.model.head, run.request.labels, facts, {})
+
+
+@dataclass(slots=True)
+class Loop:
+    """A run between two steps."""
+
+    run: Run
+    strategy: Strategy
+    optimiser: torch.optim.Optimizer
+    mix: Mix
+    curve: LossCurve
+    fingerprint: str
+    total_steps: int
+    steps_per_epoch: int
+    step: int = 0
+    checkpoint_at: float = 0.0
+
+    @classmethod
+    def begin(cls, run: Run, strategy: Strategy) -> "Loop":
+        """Set up a run at its first step."""
+        settings = run.request.settings
+        mix = Mix(
+            fresh=run.fresh.lengths,
+            replay=run.replay.lengths,
+            batch_size=settings.batch_size,
+            replay_fraction=strategy.replay_fraction,
+            seed=settings.seed,
+        )
+        steps_per_epoch = -(-mix.batches // settings.gradient_accumulation)
+        planned = settings.epochs * steps_per_epoch
+        return cls(
+            run=run,
+            strategy=strategy,
+            optimiser=make_optimiser(run),
+            mix=mix,
+            curve=LossCurve(),
+            fingerprint=fingerprint(run.request),
+            total_steps=min(planned, settings.max_steps or planned),
+            steps_per_epoch=steps_per_epoch,
+        )
+
+    def resume(self) -> None:
+        """Let the strategy prepare, then go on from the newest checkpoint of this request, if there is one."""
+        self.strategy.start(self.run)
+        checkpoint = read_checkpoint(Path(self.run.request.checkpoints), fingerprint=self.fingerprint)
+        if checkpoint is not None:
+            self.strategy.resume(restore(checkpoint, self.run.model, self.optimiser))
+            self.step = checkpoint.step
+            self.curve = LossCurve(checkpoint.losses)
+
+    def train(self) -> None:
+        """Take the remaining steps."""
+        self.run.model.train()
+        self.checkpoint_at = time.monotonic() + self.run.request.checkpoint_seconds
+        for picks in self.remaining_steps():
+            self.run.watch.at("training", self.step, self.total_steps, self.curve.recent)
+            self.take_step(picks)
+            self.step += 1
+            if self.run.device.type == "cpu" or self.step % SETTLE_STEPS_ON_GPU == 0:
+                self.curve.settle()
+            if time.monotonic() >= self.checkpoint_at:
+                self.save_checkpoint()
+        self.curve.settle()
+        self.run.watch.at("training", self.step, self.total_steps, self.curve.recent)
+
+    def remaining_steps(self) -> Iterator[list[Pick]]:
+        """The picks of each step not yet taken; one step has `gradient_accumulation` of them, or what is left."""
+        size = self.run.request.settings.gradient_accumulation
+        first = self.step
+        for epoch in range(first // self.steps_per_epoch, -(-self.total_steps // self.steps_per_epoch)):
+            picks = self.mix.epoch(epoch)
+            for index in range(self.steps_per_epoch):
+                if first <= epoch * self.steps_per_epoch + index < self.total_steps:
+                    yield picks[index * size : (index + 1) * size]
+
+    def take_step(self, picks: list[Pick]) -> None:
+        """Forward, backward, clip, step."""
+        settings, model = self.run.request.settings, self.run.model
+        set_rates(self.optimiser, rate_factor(self.step, self.total_steps, settings))
+        self.optimiser.zero_grad(set_to_none=True)
+        total = torch.zeros((), device=self.run.device)
+        for pick in picks:
+            batch = collate(self.run.fresh, self.run.replay, pick).to(self.run.device)
+            with self.run.autocast():
+                loss = self.strategy.loss(model, batch) / len(picks)
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += loss.detach()
+        self.strategy.adjust_gradients(model)
+        norm = torch.nn.utils.clip_grad_norm_(model.trainable().values(), settings.max_grad_norm)
+        self.curve.add(total, norm)
+        if self.run.device.type == "cpu":
+            self.curve.settle()
+        self.optimiser.step()
+
+    def save_checkpoint(self) -> None:
+        """Write where the run stands; a bad number met since the last look is raised instead of saved."""
+        self.curve.settle()
+        tensors = capture(self.run.model, self.optimiser, self.strategy.checkpoint())
+        checkpoint = Checkpoint(self.step, tuple(self.curve.losses), tensors)
+        write_checkpoint(Path(self.run.request.checkpoints), checkpoint, fingerprint=self.fingerprint)
+        self.checkpoint_at = time.monotonic() + self.run.request.checkpoint_seconds
+
+    def result(self, seconds: float) -> TrainResult:
+        """Sum the run up."""
+        return TrainResult(
+            steps=self.step,
+            epochs=self.step / self.steps_per_epoch,
+            fresh_rows=len(self.run.fresh),
+            replay_rows=len(self.run.replay),
+            final_loss=self.curve.recent,
+            train_seconds=seconds,
+            peak_memory_bytes=peak_memory_bytes(self.run.device),
+            labels=self.run.request.labels,
+            losses=self.curve.thinned(),
+            packages=packages(),
+            device=device_name(self.run.device),
+        )
+
+
+def make_optimiser(run: Run) -> torch.optim.Optimizer:
+    """AdamW with a rate of its own for the head; weight decay on matrices, not on biases."""
+    settings, head = run.request.settings, run.model.head
+    groups = [
+        {"params": run.model.adapter_parameters(), "base_rate": settings.learning_rate},
+        {"params": [head.weight], "base_rate": settings.head_learning_rate},
+        {"params": [head.bias], "base_rate": settings.head_learning_rate, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        groups, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
+    )
+
+
+def rate_factor(step: int, total_steps: int, settings: TrainingSettings) -> float:
+    """The share of the full learning rate at `step` (from 0): a linear rise, then a linear fall to zero."""
+    warmup = settings.warmup_ratio * total_steps
+    if step + 1 < warmup:
+        return (step + 1) / warmup
+    return (
+        (total_steps - step) / max(1.0, total_steps - warmup)
+        if total_steps - step < total_steps - warmup
+        else 1.0
+    )
+
+
+def set_rates(optimiser: torch.optim.Optimizer, factor: float) -> None:
+    """Set every group's rate to its base rate times `factor`."""
+    for group in optimiser.param_groups:
+        group["lr"] = group["base_rate"] * factor
