@@ -144,7 +144,7 @@ class Supervisor:
             raise PartFailed(part.name, what, log=process.command.log, last_lines=process.last_lines())
         pause = pause_seconds(watched.deaths)
         watched.start_at = now + pause
-        last = process.last_lines(1)
+        last = [line for line in process.last_lines() if line.strip()][-1:]
         self._say(
             f"{part.name} {how}; starting it again in {pause:g} s"
             + (f" (last line: {last[0]})" if last else "")

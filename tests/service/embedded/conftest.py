@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).parents[3]
+# What the suite sets for its own servers, and what would keep a stack from starting its own.
+GIVEN = ("DATABASE_URL", "REDIS_URL", "ARTIFACT_URL", "PALIMPSEST_KEY_PEPPER", "PALIMPSEST_WORK_DIR")
 
 
 @dataclass
@@ -32,7 +34,7 @@ class Launchers:
         """Run a command with this source on its path."""
         path = os.pathsep.join([str(SOURCE), *filter(None, [os.environ.get("PYTHONPATH")])])
         environment = {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
-        for name in ("DATABASE_URL", "REDIS_URL", "ARTIFACT_URL"):
+        for name in GIVEN:
             environment.pop(name, None)
         settings = {"env": environment, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         process: subprocess.Popen[str] = subprocess.Popen(command, **{**settings, **options})  # type: ignore[call-overload]
@@ -85,3 +87,10 @@ def launchers() -> Iterator[Launchers]:
     for process in all_of_them.started:
         process.kill()
         process.communicate()
+
+
+@pytest.fixture
+def nothing_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An environment in which a stack starts all of its parts."""
+    for name in GIVEN:
+        monkeypatch.delenv(name, raising=False)
