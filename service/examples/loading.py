@@ -27,6 +27,7 @@ from service.examples.rows import Row, RowError
 from service.models import Model, Task
 
 ERRORS_SHOWN = 100
+KEYS_AT_ONCE = 10_000
 STATEMENT_TIMEOUT_SECONDS = 600
 LOCK_TIMEOUT_SECONDS = 30
 
@@ -85,11 +86,12 @@ class Loading:
 
     def judge(self, *, max_labels: int) -> tuple[int, list[RowError]]:
         """Marks the rows that contradict each other or the model; returns their number and the first of them."""
-        count = self._mark(statements.MARK_DUPLICATE_IDS)
+        count = self._change(statements.MARK_DUPLICATE_IDS)
         self._lock_ingest()
-        count += self._mark(statements.MARK_STORED_SPLITS)
-        count += self._mark(statements.MARK_BODY_SPLITS)
-        count += self._mark(statements.MARK_LABELS, max_labels=max_labels)
+        self._meet_stored_rows()
+        count += self._change(statements.MARK_STORED_SPLITS)
+        count += self._change(statements.MARK_BODY_SPLITS)
+        count += self._change(statements.MARK_LABELS, max_labels=max_labels)
         return count, self._marked(max_labels=max_labels) if count else []
 
     def store(self) -> Loaded:
@@ -97,9 +99,9 @@ class Loading:
 
         Raises `Conflict` when the model was archived meanwhile.
         """
-        batch = self._session.execute(text(statements.LAST_BATCH), self._values).scalar_one() + 1
-        replaced = self._mark(statements.SUPERSEDE, batch=batch)
-        accepted = self._mark(statements.INSERT, batch=batch)
+        batch = self._last_batch() + 1
+        replaced = self._supersede(batch=batch)
+        accepted = self._change(statements.INSERT, batch=batch)
         if not accepted and not replaced:
             return Loaded(accepted=0, replaced=0, batch=None)
         taken = self._session.execute(text(statements.TAKE_BATCH), self._values).scalar()
@@ -120,7 +122,28 @@ class Loading:
                 code="ingest_busy", headers={"Retry-After": "15"},
             ) from None  # fmt: skip
 
-    def _mark(self, statement: str, **values: Any) -> int:
+    def _meet_stored_rows(self) -> None:
+        if self._last_batch() == 0:
+            return
+        keys = self._session.execute(
+            text(statements.STAGED_KEYS), execution_options={"yield_per": KEYS_AT_ONCE}
+        )
+        for part in keys.partitions():
+            ids = [row.external_id for row in part if row.external_id is not None]
+            self._change(statements.MEET_TEXTS, text_hashes=[row.text_hash for row in part])
+            if ids:
+                self._change(statements.MEET_IDS, external_ids=ids)
+        self._session.execute(text(statements.ANALYZE_MET))
+
+    def _supersede(self, *, batch: int) -> int:
+        ids = list(self._session.scalars(text(statements.REPLACED_IDS)))
+        parts = [ids[start : start + KEYS_AT_ONCE] for start in range(0, len(ids), KEYS_AT_ONCE)]
+        return sum(self._change(statements.SUPERSEDE, batch=batch, ids=part) for part in parts)
+
+    def _last_batch(self) -> int:
+        return int(self._session.execute(text(statements.LAST_BATCH), self._values).scalar_one())
+
+    def _change(self, statement: str, **values: Any) -> int:
         result = self._session.execute(text(statement), {**self._values, **values})
         assert isinstance(result, CursorResult)  # noqa: S101  # only such results count rows
         return result.rowcount

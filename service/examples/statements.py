@@ -1,14 +1,20 @@
 """The SQL of loading a body. `staged` is the transaction's own temporary table, one row per good line.
 
 `problem` marks a row that will not be stored; `other` says what it contradicts.
+
+Statistics of `examples` lag behind its rows by a minute or more, and a join planned on them can take hours. So
+stored rows are only ever looked up by arrays of keys, which costs one index probe per key or, at worst, one
+scan per array; what is found lies in two more temporary tables, and joins are between those.
 """
 
 LONG_STATEMENTS = """
 SELECT set_config('statement_timeout', :statement, true), set_config('lock_timeout', :lock, true),
-       set_config('work_mem', '64MB', true)
+       set_config('work_mem', '64MB', true), set_config('plan_cache_mode', 'force_custom_plan', true)
 """
 
 CREATE_STAGING = """
+CREATE TEMPORARY TABLE met_texts (text_hash bytea, split text) ON COMMIT DROP;
+CREATE TEMPORARY TABLE met_ids (id bigint, external_id text, content_hash bytea) ON COMMIT DROP;
 CREATE TEMPORARY TABLE staged (
     line bigint, external_id text, asked_split text, hashed_split text, content jsonb, label text,
     content_hash bytea, text_hash bytea, weight double precision, subject text, metadata jsonb,
@@ -21,10 +27,24 @@ COPY pg_temp.staged (line, external_id, asked_split, hashed_split, content, labe
                      weight, subject, metadata) FROM STDIN
 """
 
-ANALYZE_STAGING = "ANALYZE pg_temp.staged (external_id, asked_split, label, content_hash, text_hash)"
+ANALYZE_STAGING = "ANALYZE pg_temp.staged (external_id, asked_split, label, content_hash, text_hash, problem)"
+ANALYZE_MET = "ANALYZE pg_temp.met_texts, pg_temp.met_ids"
 
 # Two integers, so that these locks never meet those of idempotency keys, which are one.
 LOCK_INGEST = "SELECT pg_advisory_xact_lock(72103, hashtext(:tenant || '/' || :model))"
+
+STAGED_KEYS = "SELECT text_hash, external_id FROM pg_temp.staged WHERE problem IS NULL"
+
+MEET_TEXTS = """
+INSERT INTO pg_temp.met_texts SELECT DISTINCT text_hash, split FROM examples
+WHERE tenant_id = :tenant AND model_id = :model AND text_hash = ANY(CAST(:text_hashes AS bytea[]))
+"""
+
+MEET_IDS = """
+INSERT INTO pg_temp.met_ids SELECT id, external_id, content_hash FROM examples
+WHERE tenant_id = :tenant AND task_id = :task AND superseded_batch IS NULL AND external_id IS NOT NULL
+  AND external_id = ANY(CAST(:external_ids AS text[]))
+"""
 
 MARK_DUPLICATE_IDS = """
 UPDATE pg_temp.staged AS row SET problem = 'duplicate_id', other = first.line::text
@@ -40,10 +60,8 @@ WHERE row.external_id = first.external_id AND row.content_hash <> first.content_
 
 MARK_STORED_SPLITS = """
 UPDATE pg_temp.staged AS row SET problem = 'split_conflict', other = 'it is stored in the split ' || stored.split
-FROM examples AS stored
-WHERE row.problem IS NULL AND row.asked_split IS NOT NULL
-  AND stored.tenant_id = :tenant AND stored.model_id = :model AND stored.text_hash = row.text_hash
-  AND stored.split <> row.asked_split
+FROM pg_temp.met_texts AS stored
+WHERE row.problem IS NULL AND row.asked_split <> stored.split AND row.text_hash = stored.text_hash
 """
 
 MARK_BODY_SPLITS = """
@@ -102,12 +120,14 @@ DETAILS = {
 
 LAST_BATCH = "SELECT last_batch FROM models WHERE tenant_id = :tenant AND id = :model"
 
+REPLACED_IDS = """
+SELECT DISTINCT stored.id FROM pg_temp.met_ids AS stored
+JOIN pg_temp.staged AS row ON row.external_id = stored.external_id AND row.content_hash <> stored.content_hash
+WHERE row.problem IS NULL
+"""
+
 SUPERSEDE = """
-UPDATE examples AS stored SET superseded_batch = :batch
-FROM pg_temp.staged AS row
-WHERE row.problem IS NULL AND stored.tenant_id = :tenant AND stored.task_id = :task
-  AND stored.superseded_batch IS NULL AND stored.external_id IS NOT NULL
-  AND stored.external_id = row.external_id AND stored.content_hash <> row.content_hash
+UPDATE examples SET superseded_batch = :batch WHERE tenant_id = :tenant AND id = ANY(CAST(:ids AS bigint[]))
 """
 
 # A text keeps the split it has in the model, else the one the body asks for elsewhere, else the one of its hash.
@@ -117,8 +137,7 @@ WITH unasked AS (
     SELECT text_hash FROM pg_temp.staged WHERE problem IS NULL AND asked_split IS NULL
 ), settled AS (
     SELECT text_hash, min(split) AS split FROM (
-        SELECT text_hash, split FROM examples
-        WHERE tenant_id = :tenant AND model_id = :model AND text_hash IN (SELECT text_hash FROM unasked)
+        SELECT text_hash, split FROM pg_temp.met_texts
         UNION ALL
         SELECT text_hash, asked_split FROM pg_temp.staged
         WHERE problem IS NULL AND asked_split IS NOT NULL AND text_hash IN (SELECT text_hash FROM unasked)
