@@ -1,5 +1,6 @@
 """How the service's own processes are started from the launcher."""
 
+import os
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -80,5 +81,5 @@ def with_source(environment: Mapping[str, str]) -> dict[str, str]:
     root = Path(service.__file__).parent.parent
     if root.name in ("site-packages", "dist-packages"):
         return dict(environment)
-    known = [path for path in environment.get("PYTHONPATH", "").split(":") if path]
-    return {**environment, "PYTHONPATH": ":".join([str(root), *known])}
+    known = environment.get("PYTHONPATH", os.environ.get("PYTHONPATH", ""))
+    return {**environment, "PYTHONPATH": os.pathsep.join([str(root), *filter(None, [known])])}
