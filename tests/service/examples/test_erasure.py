@@ -1,0 +1,129 @@
+"""Reading single rows, deleting them, and erasing a data subject."""
+
+from collections.abc import Callable
+from typing import Any
+
+from fastapi.testclient import TestClient
+from httpx import Response
+from sqlalchemy import text
+from sqlalchemy.orm import Session
+
+from service.db import session_scope
+
+Post = Callable[..., Response]
+Rows = Callable[..., list[dict[str, Any]]]
+URL = "/v1/models/support/tasks/refunds/examples"
+
+
+def teach(*, version: int, lineage: list[int], subject: str | None) -> None:
+    values = {"version": version, "lineage": lineage, "subject": subject}
+    with session_scope(tenant="acme", role="worker") as session:
+        session.execute(
+            text(
+                "INSERT INTO versions (tenant_id, model_id, number, parent, lineage, parameters, training, cut, labels,"
+                " statistics, provenance)"
+                " SELECT tenant_id, id, :version, 0, :lineage, '{}', '{}', 1, '[]', '{}', '{}' FROM models"
+            ),
+            values,
+        )
+        session.execute(
+            text(
+                "INSERT INTO replay_entries (tenant_id, model_id, version, stratum, priority, example_id)"
+                " SELECT tenant_id, model_id, :version, 's', random(), id FROM examples WHERE subject = :subject"
+            ),
+            values,
+        )
+
+
+def test_rows_are_listed_page_by_page_in_the_order_they_came(client: TestClient, post: Post) -> None:
+    post(*[{"text": f"text {number}", "label": "a"} for number in range(25)])
+    texts, cursor = [], None
+    while True:
+        page = client.get(URL, params={"limit": 10} | ({"cursor": cursor} if cursor else {})).json()
+        texts += [row["text"] for row in page["data"]]
+        cursor = page["next_cursor"]
+        if not page["has_more"]:
+            break
+    assert texts == [f"text {number}" for number in range(25)]
+
+
+def test_rows_are_filtered_by_split_label_and_subject(post: Post, rows: Rows) -> None:
+    post(
+        {"text": "1", "label": "a", "split": "train", "subject": "ann"},
+        {"text": "2", "label": "b", "split": "train", "subject": "ben"},
+        {"text": "3", "label": "a", "split": "eval"},
+    )
+    assert [row["text"] for row in rows(split="train")] == ["1", "2"]
+    assert [row["text"] for row in rows(label="a")] == ["1", "3"]
+    assert [row["text"] for row in rows(subject="ben")] == ["2"]
+
+
+def test_a_row_is_found_by_its_id_or_the_one_it_was_given(client: TestClient, post: Post, rows: Rows) -> None:
+    post({"text": "mine", "label": "a", "id": "ticket/8841"}, {"text": "yours", "label": "a"})
+    given = rows()[1]["id"]
+    assert given.startswith("ex_")
+    assert client.get(f"{URL}/ticket/8841").json()["text"] == "mine"
+    assert client.get(f"{URL}/{given}").json()["text"] == "yours"
+
+
+def test_a_deleted_row_is_gone_with_the_rows_it_replaced(
+    client: TestClient, post: Post, session: Session
+) -> None:
+    for label in ("a", "b"):
+        post({"text": "t", "label": label, "id": "1"})
+    post({"text": "stays", "label": "a", "id": "2"})
+    assert client.delete(f"{URL}/1").status_code == 204
+    assert session.scalars(text("SELECT external_id FROM examples")).all() == ["2"]
+    assert client.delete(f"{URL}/1").json()["code"] == "example_not_found"
+
+
+def test_an_unknown_row_is_a_404(client: TestClient, model: str) -> None:
+    for example in ("nothing", "ex_1", "ex_999999999999999999", "ex_9999999999999999999999"):
+        assert client.get(f"{URL}/{example}").status_code == 404
+        assert client.delete(f"{URL}/{example}").status_code == 404
+
+
+def test_another_tenant_can_neither_read_nor_delete_a_row(
+    client: TestClient, other_client: TestClient, post: Post
+) -> None:
+    post({"text": "t", "label": "a", "id": "1", "subject": "ann"})
+    assert other_client.get(f"{URL}/1").status_code == 404
+    assert other_client.delete(f"{URL}/1").status_code == 404
+    assert other_client.delete("/v1/models/support/examples", params={"subject": "ann"}).status_code == 404
+    assert client.get(f"{URL}/1").status_code == 200
+
+
+def test_erasing_a_subject_deletes_its_rows_everywhere_and_names_the_versions(
+    client: TestClient, post: Post, session: Session
+) -> None:
+    post(
+        {"text": "1", "label": "a", "subject": "ann", "id": "x"},
+        {"text": "2", "label": "a", "subject": "ben"},
+    )
+    post({"text": "1", "label": "b", "subject": "ann", "id": "x"})
+    post({"text": "3", "label": "a", "subject": "ann"}, task="delivery")
+    teach(version=1, lineage=[0, 1], subject="ben")
+    teach(version=2, lineage=[0, 1, 2], subject="ann")
+    teach(version=3, lineage=[0, 1, 2, 3], subject=None)
+    teach(version=4, lineage=[0, 1, 4], subject=None)
+    answer = client.delete("/v1/models/support/examples", params={"subject": "ann"})
+    assert answer.json() == {"deleted": 3, "versions": [2], "inherited_by": [3]}
+    assert session.scalars(text("SELECT subject FROM examples")).all() == ["ben"]
+    assert session.scalar(text("SELECT count(*) FROM replay_entries")) == 1
+
+
+def test_erasing_an_unknown_subject_deletes_nothing(client: TestClient, post: Post) -> None:
+    post({"text": "1", "label": "a", "subject": "ann"})
+    answer = client.delete("/v1/models/support/examples", params={"subject": "nobody"})
+    assert answer.json() == {"deleted": 0, "versions": [], "inherited_by": []}
+
+
+def test_erasing_needs_a_subject(client: TestClient, post: Post) -> None:
+    assert client.delete("/v1/models/support/examples").status_code == 422
+    assert client.delete("/v1/models/support/examples", params={"subject": "a\0b"}).status_code == 422
+
+
+def test_an_archived_model_can_still_be_asked_to_forget(client: TestClient, post: Post) -> None:
+    post({"text": "1", "label": "a", "subject": "ann"})
+    client.delete("/v1/models/support")
+    assert client.delete("/v1/models/support/examples", params={"subject": "ann"}).json()["deleted"] == 1
