@@ -20,7 +20,7 @@ from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, cast
 
 from workers.training.contract import EvaluateRequest, Outcomes, Progress, Signal, TrainRequest, TrainResult
 from workers.training.errors import Cancelled, ChildDied, Stopped, TrainingFailed
@@ -119,15 +119,11 @@ class Trainer:
             TrainingFailed: the update cannot be trained; `code` says why.
             ChildDied: the child ended without an answer.
         """
-        result = self._ask("train", request, on_progress, watch)
-        assert isinstance(result, TrainResult)
-        return result
+        return cast(TrainResult, self._ask("train", request, on_progress, watch))
 
     def evaluate(self, request: EvaluateRequest, *, on_progress: OnProgress, watch: Watch) -> Outcomes:
         """Score one version in the child and wait for it. Callbacks and errors as with `train`."""
-        result = self._ask("evaluate", request, on_progress, watch)
-        assert isinstance(result, Outcomes)
-        return result
+        return cast(Outcomes, self._ask("evaluate", request, on_progress, watch))
 
     def close(self) -> None:
         """End the child: it exits when its pipe closes, and is killed when it does not."""
@@ -141,7 +137,14 @@ class Trainer:
                 process.join()
             process.close()
 
-    def _start(self) -> None:
+    def _live_pipe(self) -> Connection:
+        """The pipe to a living child, a new one where the last has gone."""
+        if self._pipe is not None and self._process.is_alive():
+            return self._pipe
+        self.close()
+        return self._start()
+
+    def _start(self) -> Connection:
         if not _server.started:
             start_forkserver(None)
         ours, theirs = _context.Pipe()
@@ -151,16 +154,14 @@ class Trainer:
         process.start()
         theirs.close()
         self._process, self._pipe = process, ours
+        return ours
 
     def _ask(self, call: str, request: object, on_progress: OnProgress, watch: Watch) -> object:
-        if self._process is None or not self._process.is_alive():
-            self.close()
-            self._start()
-        assert self._pipe is not None
+        pipe = self._live_pipe()
         self._number += 1
         try:
-            self._pipe.send((call, self._number, request))
-            return self._wait(self._pipe, on_progress, watch)
+            pipe.send((call, self._number, request))
+            return self._wait(pipe, on_progress, watch)
         except (EOFError, ConnectionError) as error:
             raise self._death() from error
         except (Cancelled, Stopped, TrainingFailed):

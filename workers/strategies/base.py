@@ -38,11 +38,12 @@ class Strategy(ABC):
     adapter: ClassVar[Literal["continued", "added"]] = "continued"
     """`added`: a fresh adapter is trained over the frozen parent, and the version is their sum."""
 
-    Params: type[Params] = Params
+    params_type: ClassVar[type[Params]] = Params
+    params: Params
 
     def __init__(self, parameters: Mapping[str, Any]) -> None:
         try:
-            self.params = self.Params.model_validate(dict(parameters))
+            self.params = self.params_type.model_validate(dict(parameters))
         except ValidationError as error:
             problems = error.errors(include_url=False, include_context=False, include_input=False)
             first = f"{'.'.join(map(str, problems[0]['loc']))}: {problems[0]['msg']}"
@@ -53,14 +54,14 @@ class Strategy(ABC):
         """Share of buffered rows in the training mix."""
         return 0.0
 
-    def start(self, run: Run) -> None:
+    def start(self, run: Run) -> None:  # noqa: B027 - most methods have nothing to do here
         """Prepare, once, before the first step and again on resuming; must be a function of the run alone."""
 
     @abstractmethod
     def loss(self, model: Classifier, batch: Batch) -> Tensor:
         """The scalar loss of one batch, averaged over its rows."""
 
-    def adjust_gradients(self, model: Classifier) -> None:
+    def adjust_gradients(self, model: Classifier) -> None:  # noqa: B027
         """Change gradients in place after backward and before clipping (projection methods)."""
 
     def finish(self, run: Run) -> dict[str, Tensor]:
@@ -71,5 +72,5 @@ class Strategy(ABC):
         """What `start` cannot rebuild: state that has changed since the first step."""
         return {}
 
-    def resume(self, tensors: Mapping[str, Tensor]) -> None:
+    def resume(self, tensors: Mapping[str, Tensor]) -> None:  # noqa: B027
         """Take back what `checkpoint` returned."""

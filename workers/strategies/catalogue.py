@@ -5,6 +5,7 @@
 
 import inspect
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +34,13 @@ def describe(strategy: type[Strategy]) -> dict[str, Any]:
     return {
         "name": strategy.name,
         "summary": strategy.summary,
-        "description": inspect.cleandoc(inspect.getmodule(strategy).__doc__ or ""),  # type: ignore[union-attr]
+        "description": inspect.cleandoc(sys.modules[strategy.__module__].__doc__ or ""),
         "task_types": list(strategy.task_types),
         "adapter_types": list(strategy.adapter_types),
         "needs_replay": strategy.needs_replay,
         "starts_from": strategy.starts_from,
         "uses": sorted(strategy.uses),
-        "parameters": strategy.Params.model_json_schema(),
+        "parameters": strategy.params_type.model_json_schema(),
     }
 
 

@@ -25,7 +25,7 @@ Costs: one more thin matrix product per layer and step; once per update a forwar
 A parent trained by another strategy has no Ω: it is rebuilt from the replay buffer in `start`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -39,7 +39,7 @@ from workers.training.adapters import adapted_layers, delta_weights
 from workers.training.batches import Batch, TokenTable
 from workers.training.classifier import Classifier
 from workers.training.errors import TrainingFailed
-from workers.training.run import Run
+from workers.training.run import Parent, Run
 
 HEAD = ("head.weight", "head.bias")
 
@@ -67,7 +67,7 @@ class Ewc(base.Strategy):
     )
     needs_replay = True
     adapter = "added"
-    Params = Params
+    params_type = Params
     params: Params
 
     def start(self, run: Run) -> None:
@@ -81,8 +81,8 @@ class Ewc(base.Strategy):
         if run.parent is None:
             return
         saved = run.parent.state
-        if saved is None or not fits(saved, run):
-            saved = self.rebuilt(run)
+        if saved is None or not fits(saved, run.model, run.parent):
+            saved = self.rebuilt(run, run.parent)
         self.fisher = {name: tensor.to(run.device) for name, tensor in saved.items()}
         old = len(run.parent.head.bias)
         head = run.model.head
@@ -91,7 +91,7 @@ class Ewc(base.Strategy):
             "head.bias": head.bias.detach()[:old].clone(),
         }
 
-    def rebuilt(self, run: Run) -> dict[str, Tensor]:
+    def rebuilt(self, run: Run, parent: Parent) -> dict[str, Tensor]:
         """Estimate the old tasks' Fisher on the replay buffer, at the parent's parameters."""
         if len(run.replay) == 0:
             raise TrainingFailed(
@@ -99,8 +99,7 @@ class Ewc(base.Strategy):
                 "the parent was not trained with 'ewc' under this adapter shape and there are no buffered examples "
                 "to rebuild its Fisher information from; train with another strategy or from another parent",
             )
-        assert run.parent is not None
-        return estimate(run, run.replay, rows=self.params.fisher_rows, labels=len(run.parent.head.bias))
+        return estimate(run, run.replay, rows=self.params.fisher_rows, labels=len(parent.head.bias))
 
     def loss(self, model: Classifier, batch: Batch) -> Tensor:
         """Mean cross-entropy plus the penalty."""
@@ -126,11 +125,10 @@ class Ewc(base.Strategy):
         return state
 
 
-def fits(state: Any, run: Run) -> bool:
+def fits(state: Mapping[str, Tensor], model: Classifier, parent: Parent) -> bool:
     """Whether a saved Fisher covers the layers adapted now and the parent's head."""
-    wanted = {name: tensor.shape for name, tensor in delta_weights(run.model.encoder).items()}
-    assert run.parent is not None
-    wanted |= {name: run.parent.head.get_parameter(name.removeprefix("head.")).shape for name in HEAD}
+    wanted = {name: tensor.shape for name, tensor in delta_weights(model.encoder).items()}
+    wanted |= {name: parent.head.get_parameter(name.removeprefix("head.")).shape for name in HEAD}
     return wanted == {name: tensor.shape for name, tensor in state.items()}
 
 
@@ -184,7 +182,7 @@ class FisherMeter:
     def _forward_hook(self, name: str) -> Any:
         def keep(_layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             self._inputs[name] = inputs[0].detach().float()
-            output.register_hook(lambda gradient: self._accumulate(name, gradient))
+            output.register_hook(lambda gradient: self._accumulate(name, gradient))  # type: ignore[no-untyped-call]
 
         return keep
 

@@ -45,7 +45,7 @@ class Replay(base.Strategy):
     name = "replay"
     summary = "Mix buffered examples of earlier tasks into training: the default"
     needs_replay = True
-    Params = Params
+    params_type = Params
     params: Params
 
     @property

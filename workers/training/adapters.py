@@ -18,13 +18,14 @@ from workers.training.errors import TrainingFailed
 from workers.training.folders import read_json, write_json
 
 ATTENTION_PROJECTIONS = (
-    "query", "key", "value",  # BERT, RoBERTa, ELECTRA
-    "q_proj", "k_proj", "v_proj",  # Llama and its kin, BART
-    "q_lin", "k_lin", "v_lin",  # DistilBERT
-    "query_proj", "key_proj", "value_proj",  # DeBERTa v2
+    "query", "value",  # BERT, RoBERTa, ELECTRA
+    "q_proj", "v_proj",  # Llama and its kin, BART
+    "q_lin", "v_lin",  # DistilBERT
+    "query_proj", "value_proj",  # DeBERTa v2
     "in_proj",  # DeBERTa v1
     "Wqkv", "qkv_proj", "query_key_value",  # fused: ModernBERT, Phi, GPT-NeoX
 )  # fmt: skip
+"""Query and value, the pair that served LoRA best at equal size (arXiv 2106.09685, section 7.1)."""
 
 ADAPTER_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"

@@ -147,11 +147,17 @@ class Batch:
         """The same batch on `device`."""
         if device.type == "cpu":
             return self
-        moved = (
-            tensor.pin_memory().to(device, non_blocking=True)
-            for tensor in (self.input_ids, self.attention_mask, self.labels, self.replayed)
+
+        def moved(tensor: Tensor) -> Tensor:
+            return tensor.pin_memory().to(device, non_blocking=True)
+
+        return Batch(
+            moved(self.input_ids),
+            moved(self.attention_mask),
+            moved(self.labels),
+            moved(self.replayed),
+            self.ids,
         )
-        return Batch(*moved, ids=self.ids)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,14 @@ from workers.strategies.base import Strategy
 from workers.strategies.catalogue import strategy_of
 from workers.training.adapters import compress, concatenate, detach
 from workers.training.batches import Mix, Pick, collate
-from workers.training.checkpoints import capture, fingerprint, read_checkpoint, restore, write_checkpoint
-from workers.training.checkpoints import Checkpoint
+from workers.training.checkpoints import (
+    Checkpoint,
+    capture,
+    fingerprint,
+    read_checkpoint,
+    restore,
+    write_checkpoint,
+)
 from workers.training.contract import TrainingSettings, TrainRequest, TrainResult
 from workers.training.curve import LossCurve
 from workers.training.devices import device_name, peak_memory_bytes

@@ -47,7 +47,9 @@ def prepare(request: TrainRequest, strategy: Strategy, watch: Watch) -> tuple[Ru
         autocast=autocast(device, request.settings.precision),
         fresh=fresh,
         replay=replay,
-        parent=parent and Parent(parent.adapter, parent.head, parent.states.get(strategy.name)),
+        parent=None
+        if parent is None
+        else Parent(parent.adapter, parent.head, parent.states.get(strategy.name)),
         watch=watch,
     )
     return run, sha256
