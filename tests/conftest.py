@@ -10,7 +10,8 @@ from fastapi.testclient import TestClient
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-ALL_SCOPES = ("read", "ingest", "train", "deploy", "admin")
+from tests.scenes import World, make_client
+
 SCRATCH = Path(tempfile.mkdtemp(prefix="palimpsest-tests-"))
 
 
@@ -80,19 +81,6 @@ def database(database_url: str) -> str:
     return database_url
 
 
-def make_client(tenant: str, *scopes: str) -> TestClient:
-    """Returns a client of the real app with a new key of `tenant`."""
-    from service.app import create_app
-    from service.db import session_scope
-    from service.security import create_key
-
-    with session_scope(tenant=tenant) as session:
-        _, key = create_key(session, tenant=tenant, scopes=scopes or ALL_SCOPES, name=f"{tenant}-test")
-    client = TestClient(create_app(), raise_server_exceptions=False)
-    client.headers["Authorization"] = f"Bearer {key}"
-    return client
-
-
 @pytest.fixture
 def client(database: str, redis_url: str) -> TestClient:
     """The real app, called with an all-scopes key of the tenant `acme`."""
@@ -112,3 +100,9 @@ def session(database: str) -> Iterator[Session]:
 
     with session_scope(tenant="acme") as opened:
         yield opened
+
+
+@pytest.fixture
+def world(client: TestClient) -> World:
+    """A tenant with nothing in it yet."""
+    return World(client)
