@@ -32,11 +32,22 @@ def call(url: str, method: str, path: str, *, api_key: str = "", body: object = 
 
 def up(launchers, state: Path, *options: object):
     """Starts `palimpsest up` and returns it with what it published."""
-    launcher = launchers.palimpsest("up", "--state", state, *options)
     published = state / "connection.json"
-    assert launchers.until(lambda: published.exists() or launcher.poll() is not None, seconds=UP_SECONDS)
+    # For an instant after a kill -9 the dead launcher's file may still be there.
+    stale = text_of(published)
+    launcher = launchers.palimpsest("up", "--state", state, *options)
+    assert launchers.until(
+        lambda: text_of(published) not in (None, stale) or launcher.poll() is not None, seconds=UP_SECONDS
+    )
     assert launcher.poll() is None, launcher.communicate()
     return launcher, json.loads(published.read_text())
+
+
+def text_of(file: Path) -> str | None:
+    try:
+        return file.read_text()
+    except FileNotFoundError:
+        return None
 
 
 @pytest.mark.parametrize("stop_signal", [signal.SIGTERM, signal.SIGINT])
