@@ -59,7 +59,8 @@ def test_models_are_listed_page_by_page(client: TestClient) -> None:
 def test_a_model_changes_in_what_may_change(client: TestClient) -> None:
     client.post("/v1/models", json=MODEL)
     changed = client.patch(
-        "/v1/models/triage", json={"replay": {"capacity": 7}, "gate": {"max_regression": 0.1}, "metadata": {"a": 1}}
+        "/v1/models/triage",
+        json={"replay": {"capacity": 7}, "gate": {"max_regression": 0.1}, "metadata": {"a": 1}},
     ).json()
     assert changed["replay"] == {"capacity": 7, "policy": "balanced"}
     assert changed["gate"]["max_regression"] == 0.1
