@@ -125,6 +125,7 @@ class Loading:
     def _meet_stored_rows(self) -> None:
         if self._last_batch() == 0:
             return
+        self._session.execute(text(statements.PLAN_MODE), {"plan_mode": "force_custom_plan"})
         keys = self._session.execute(
             text(statements.STAGED_KEYS), execution_options={"yield_per": KEYS_AT_ONCE}
         )
@@ -133,6 +134,7 @@ class Loading:
             self._change(statements.MEET_TEXTS, text_hashes=[row.text_hash for row in part])
             if ids:
                 self._change(statements.MEET_IDS, external_ids=ids)
+        self._session.execute(text(statements.PLAN_MODE), {"plan_mode": "auto"})
         self._session.execute(text(statements.ANALYZE_MET))
 
     def _supersede(self, *, batch: int) -> int:

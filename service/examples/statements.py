@@ -9,8 +9,11 @@ scan per array; what is found lies in two more temporary tables, and joins are b
 
 LONG_STATEMENTS = """
 SELECT set_config('statement_timeout', :statement, true), set_config('lock_timeout', :lock, true),
-       set_config('work_mem', '64MB', true), set_config('plan_cache_mode', 'force_custom_plan', true)
+       set_config('work_mem', '64MB', true)
 """
+
+# Lookups by arrays are planned for the array at hand. Not for the insert: foreign keys would be planned anew per row.
+PLAN_MODE = "SELECT set_config('plan_cache_mode', :plan_mode, true)"
 
 CREATE_STAGING = """
 CREATE TEMPORARY TABLE met_texts (text_hash bytea, split text) ON COMMIT DROP;
