@@ -132,6 +132,7 @@ class Loading:
         for part in keys.partitions():
             ids = [row.external_id for row in part if row.external_id is not None]
             self._change(statements.MEET_TEXTS, text_hashes=[row.text_hash for row in part])
+            self._change(statements.MEET_CONTENTS, content_hashes=[row.content_hash for row in part])
             if ids:
                 self._change(statements.MEET_IDS, external_ids=ids)
         self._session.execute(text(statements.PLAN_MODE), {"plan_mode": "auto"})
@@ -139,8 +140,11 @@ class Loading:
 
     def _supersede(self, *, batch: int) -> int:
         ids = list(self._session.scalars(text(statements.REPLACED_IDS)))
-        parts = [ids[start : start + KEYS_AT_ONCE] for start in range(0, len(ids), KEYS_AT_ONCE)]
-        return sum(self._change(statements.SUPERSEDE, batch=batch, ids=part) for part in parts)
+        for start in range(0, len(ids), KEYS_AT_ONCE):
+            part = ids[start : start + KEYS_AT_ONCE]
+            self._change(statements.SUPERSEDE, batch=batch, ids=part)
+            self._change(statements.FORGET_CONTENTS, ids=part)
+        return len(ids)
 
     def _last_batch(self) -> int:
         return int(self._session.execute(text(statements.LAST_BATCH), self._values).scalar_one())

@@ -4,7 +4,7 @@
 
 Statistics of `examples` lag behind its rows by a minute or more, and a join planned on them can take hours. So
 stored rows are only ever looked up by arrays of keys, which costs one index probe per key or, at worst, one
-scan per array; what is found lies in two more temporary tables, and joins are between those.
+scan per array; what is found lies in three more temporary tables, and joins are between those.
 """
 
 LONG_STATEMENTS = """
@@ -18,6 +18,7 @@ PLAN_MODE = "SELECT set_config('plan_cache_mode', :plan_mode, true)"
 CREATE_STAGING = """
 CREATE TEMPORARY TABLE met_texts (text_hash bytea, split text) ON COMMIT DROP;
 CREATE TEMPORARY TABLE met_ids (id bigint, external_id text, content_hash bytea) ON COMMIT DROP;
+CREATE TEMPORARY TABLE met_contents (id bigint, content_hash bytea) ON COMMIT DROP;
 CREATE TEMPORARY TABLE staged (
     line bigint, external_id text, asked_split text, hashed_split text, content jsonb, label text,
     content_hash bytea, text_hash bytea, weight double precision, subject text, metadata jsonb,
@@ -31,12 +32,12 @@ COPY pg_temp.staged (line, external_id, asked_split, hashed_split, content, labe
 """
 
 ANALYZE_STAGING = "ANALYZE pg_temp.staged (external_id, asked_split, label, content_hash, text_hash, problem)"
-ANALYZE_MET = "ANALYZE pg_temp.met_texts, pg_temp.met_ids"
+ANALYZE_MET = "ANALYZE pg_temp.met_texts, pg_temp.met_ids, pg_temp.met_contents"
 
 # Two integers, so that these locks never meet those of idempotency keys, which are one.
 LOCK_INGEST = "SELECT pg_advisory_xact_lock(72103, hashtext(:tenant || '/' || :model))"
 
-STAGED_KEYS = "SELECT text_hash, external_id FROM pg_temp.staged WHERE problem IS NULL"
+STAGED_KEYS = "SELECT text_hash, content_hash, external_id FROM pg_temp.staged WHERE problem IS NULL"
 
 MEET_TEXTS = """
 INSERT INTO pg_temp.met_texts SELECT DISTINCT text_hash, split FROM examples
@@ -47,6 +48,12 @@ MEET_IDS = """
 INSERT INTO pg_temp.met_ids SELECT id, external_id, content_hash FROM examples
 WHERE tenant_id = :tenant AND task_id = :task AND superseded_batch IS NULL AND external_id IS NOT NULL
   AND external_id = ANY(CAST(:external_ids AS text[]))
+"""
+
+MEET_CONTENTS = """
+INSERT INTO pg_temp.met_contents SELECT id, content_hash FROM examples
+WHERE tenant_id = :tenant AND task_id = :task AND superseded_batch IS NULL
+  AND content_hash = ANY(CAST(:content_hashes AS bytea[]))
 """
 
 MARK_DUPLICATE_IDS = """
@@ -133,8 +140,12 @@ SUPERSEDE = """
 UPDATE examples SET superseded_batch = :batch WHERE tenant_id = :tenant AND id = ANY(CAST(:ids AS bigint[]))
 """
 
+# What a replaced row said may come again.
+FORGET_CONTENTS = "DELETE FROM pg_temp.met_contents WHERE id = ANY(CAST(:ids AS bigint[]))"
+
 # A text keeps the split it has in the model, else the one the body asks for elsewhere, else the one of its hash.
-# Duplicates, of stored rows or within the body, fall to the unique index on content; the first line stands.
+# Of duplicates within the body the first line stands. They are sorted out here and not by ON CONFLICT, whose
+# speculative inserts cost a third more; the unique indexes stand behind it all the same.
 INSERT = """
 WITH unasked AS (
     SELECT text_hash FROM pg_temp.staged WHERE problem IS NULL AND asked_split IS NULL
@@ -145,6 +156,9 @@ WITH unasked AS (
         SELECT text_hash, asked_split FROM pg_temp.staged
         WHERE problem IS NULL AND asked_split IS NOT NULL AND text_hash IN (SELECT text_hash FROM unasked)
     ) AS sides GROUP BY text_hash
+), repeated AS (
+    SELECT content_hash, min(line) AS first_line FROM pg_temp.staged WHERE problem IS NULL
+    GROUP BY content_hash HAVING count(*) > 1
 )
 INSERT INTO examples (tenant_id, model_id, task_id, external_id, split, content, label, content_hash, text_hash,
                       weight, subject, metadata, batch)
@@ -152,9 +166,10 @@ SELECT :tenant, :model, :task, row.external_id, coalesce(row.asked_split, settle
        row.content, row.label, row.content_hash, row.text_hash, row.weight, row.subject, row.metadata, :batch
 FROM pg_temp.staged AS row
 LEFT JOIN settled ON row.asked_split IS NULL AND settled.text_hash = row.text_hash
-WHERE row.problem IS NULL
+LEFT JOIN repeated ON repeated.content_hash = row.content_hash
+WHERE row.problem IS NULL AND (repeated.first_line IS NULL OR repeated.first_line = row.line)
+  AND NOT EXISTS (SELECT FROM pg_temp.met_contents AS stored WHERE stored.content_hash = row.content_hash)
 ORDER BY row.line
-ON CONFLICT (tenant_id, task_id, content_hash) WHERE superseded_batch IS NULL DO NOTHING
 """
 
 TAKE_BATCH = """
