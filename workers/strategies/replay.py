@@ -4,11 +4,12 @@ Loss, with r the share of replayed rows in the mix and π_y the share of label y
 
     L = −(1/n) Σ log softmax(z(x) + τ·log π)_y
 
-over the collated batch. With τ = 0 this is plain cross-entropy, i.e. experience replay as in Chaudhry et al.
-2019 (arXiv 1902.10486). τ = 1 is the balanced softmax of Ren et al. 2020 (arXiv 2007.10740, eq. 3; Menon et al.
-2020, arXiv 2007.07314, eq. 10): four new labels that fill half of the mix and sixteen old ones that share the
-other half would otherwise shift the head towards the new. Inference uses z alone.
+over the collated batch. τ = 0 is plain cross-entropy. τ = 1 trains the model for a world in which all labels
+are equally common: four new labels that fill half of the mix and sixteen old ones that share the other half
+would otherwise shift the head towards the new. Inference uses z alone.
 
+Source: experience replay as in Chaudhry et al. 2019 (arXiv 1902.10486); the shift is the balanced softmax of
+Ren et al. 2020 (arXiv 2007.10740, eq. 3; Menon et al. 2020, arXiv 2007.07314, eq. 10).
 Defaults: r = 0.5 and τ = 1, measured on a class-incremental stream of newsgroups (see the tests).
 Wins: nearly everywhere a buffer may be kept; a few dozen rows per label do.
 Costs: 1 / (1 − r) forwards and backwards per fresh row, whatever the length of the history.

@@ -1,6 +1,7 @@
 """LoRA adapters: attach them to an encoder, take them off as plain tensors, add two up, compress one."""
 
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,9 @@ from torch import Tensor, nn
 from workers.training.contract import AdapterSettings
 from workers.training.errors import TrainingFailed
 from workers.training.folders import read_json, write_json
+
+# PEFT asks transformers under a name that transformers is about to drop; nothing here depends on the answer.
+warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
 
 ATTENTION_PROJECTIONS = (
     "query", "value",  # BERT, RoBERTa, ELECTRA

