@@ -1,5 +1,8 @@
 """What FastAPI leaves out of the OpenAPI document: every problem a call can answer with."""
 
+import json
+import sys
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
@@ -51,3 +54,15 @@ def _describe(path: str, method: str, operation: dict[str, Any]) -> None:
         statuses.append(409)
     for status, response in problem_responses(*statuses).items():
         responses.setdefault(str(status), response)
+
+
+def main() -> None:
+    """Writes the OpenAPI document to `docs/openapi.json`, or to the path given."""
+    from service.app import create_app  # the app imports this module
+
+    target = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parents[1] / "docs" / "openapi.json"
+    target.write_text(json.dumps(create_app().openapi(), indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
