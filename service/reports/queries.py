@@ -1,6 +1,6 @@
 """Reads behind the reports: scores and flips of a lineage, never a model run again."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,7 +17,7 @@ from service.examples.queries import public_id
 from service.models import Example, Model, Task, Update, Version, VersionTask
 from service.registry.queries import get_champion, get_model, get_version
 from service.reports.forgetting import PairedOutcome, TaskEvidence, forgetting_report, update_report
-from service.reports.schemas import Answer, Flip, FlipPage, ForgettingReport, UpdateReport
+from service.reports.schemas import Answer, Flip, FlipPage, ForgettingReport, Outcome, UpdateReport
 from service.tasks.queries import get_task
 
 Kind = Literal["negative", "positive"]
@@ -176,10 +176,7 @@ def list_flips(
     names = {entry.id: entry.name for entry in tasks}
     outcomes = load_outcomes(session, model=row, versions={before.number, after.number}, task_ids=list(names))
     flipped = _flipped(outcomes, before=before.number, after=after.number, names=names, kind=kind)
-    wanted = sorted(example for example in flipped if page.after is None or example > page.after)
-    examples = session.scalars(
-        select(Example).where(Example.id.in_(wanted)).order_by(Example.id).limit(page.limit + 1)
-    ).all()
+    examples = _page_of(session, ids=flipped, page=page)
     shown = examples[: page.limit]
     more = len(examples) > page.limit
     answers = _Answers(outcomes, before=before, after=after)
@@ -188,6 +185,30 @@ def list_flips(
         data=[answers.flip(example, names=names, kind=flipped[example.id]) for example in shown],
         has_more=more, next_cursor=encode_cursor(shown[-1].id) if more else None,
     )  # fmt: skip
+
+
+def list_outcomes(
+    session: Session, *, model: str, version: int, task: str | None, page: PageRequest
+) -> tuple[list[Outcome], str | None]:
+    """Returns what a version answered on its eval examples, by example; and the cursor of the next page."""
+    row = get_model(session, model=model)
+    found = get_version(session, model=row, version=version)
+    tasks = [get_task(session, model=row, task=task)] if task is not None else _live_tasks(session, model=row)
+    names = {entry.id: entry.name for entry in tasks}
+    outcomes = load_outcomes(session, model=row, versions=[found.number], task_ids=list(names))
+    scored = sorted(int(example) for answers in outcomes.values() for example in answers.example_ids)
+    examples = _page_of(session, ids=scored, page=page)
+    answers = _Answers(outcomes, before=found, after=found)
+    data = [answers.outcome(example, names=names) for example in examples[: page.limit]]
+    return data, encode_cursor(examples[page.limit - 1].id) if len(examples) > page.limit else None
+
+
+def _page_of(session: Session, *, ids: Iterable[int], page: PageRequest) -> Sequence[Example]:
+    """The stored examples among `ids` from the page's start on; one more than its limit where there are more."""
+    wanted = [example for example in ids if page.after is None or example > page.after]
+    return session.scalars(
+        select(Example).where(Example.id.in_(wanted)).order_by(Example.id).limit(page.limit + 1)
+    ).all()
 
 
 def _live_tasks(session: Session, *, model: Model) -> Sequence[Task]:
@@ -228,6 +249,13 @@ class _Answers:
         return Flip(
             task=names[example.task_id], kind=kind, id=public_id(example), content=example.content,
             expected=example.label, before=self._answer(self._before, example), after=self._answer(self._after, example),
+        )  # fmt: skip
+
+    def outcome(self, example: Example, *, names: Mapping[str, str]) -> Outcome:
+        answer = self._answer(self._after, example)
+        return Outcome(
+            task=names[example.task_id], id=public_id(example), content=example.content, expected=example.label,
+            predicted=answer.label, confidence=answer.confidence, correct=answer.label == example.label,
         )  # fmt: skip
 
     def _answer(self, version: Version, example: Example) -> Answer:

@@ -4,12 +4,16 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 
-from service.dependencies import PageDep, Reader, SessionDep
+from service.dependencies import Page, PageDep, Reader, SessionDep, page_of
 from service.reports import queries
-from service.reports.schemas import FlipPage, ForgettingReport, UpdateReport
+from service.reports.schemas import FlipPage, ForgettingReport, Outcome, UpdateReport
 from service.schemas import NAME_PATTERN, ModelPath, VersionPath
 
 router = APIRouter(tags=["Reports"])
+
+TaskQuery = Annotated[
+    str | None, Query(max_length=128, pattern=NAME_PATTERN, description="Only this task; default: all")
+]
 
 
 @router.get("/models/{model}/versions/{version}/report", summary="Read an update's forgetting report")
@@ -27,9 +31,7 @@ def read_flips(
     _principal: Reader,
     session: SessionDep,
     page: PageDep,
-    task: Annotated[
-        str | None, Query(max_length=128, pattern=NAME_PATTERN, description="Only this task; default: all")
-    ] = None,
+    task: TaskQuery = None,
     kind: Annotated[
         queries.Kind | None, Query(description="negative: right before, wrong now; default: both")
     ] = None,
@@ -41,6 +43,22 @@ def read_flips(
     return queries.list_flips(
         session, model=model, version=version, against=against, task=task, kind=kind, page=page
     )
+
+
+@router.get(
+    "/models/{model}/versions/{version}/outcomes", summary="Read what a version answered, example by example"
+)
+def read_outcomes(
+    model: ModelPath,
+    version: VersionPath,
+    _principal: Reader,
+    session: SessionDep,
+    page: PageDep,
+    task: TaskQuery = None,
+) -> Page[Outcome]:
+    """Lists every eval example the version was scored on, with its answer; scores and reports stand on these."""
+    outcomes, cursor = queries.list_outcomes(session, model=model, version=version, task=task, page=page)
+    return Page[Outcome](**page_of(outcomes, cursor))
 
 
 @router.get("/models/{model}/reports/forgetting", summary="Read the accuracy matrix of a lineage")

@@ -138,3 +138,15 @@ class FlipPage(BaseModel):
     data: list[Flip]
     has_more: bool
     next_cursor: str | None
+
+
+class Outcome(BaseModel):
+    """What a version answered on one eval example."""
+
+    task: str
+    id: str
+    content: dict[str, Any]
+    expected: str | None
+    predicted: str
+    confidence: float
+    correct: bool
