@@ -125,15 +125,16 @@ class Loading:
     def _meet_stored_rows(self) -> None:
         if self._last_batch() == 0:
             return
+        task_has_rows = self._session.execute(text(statements.TASK_HAS_ROWS), self._values).scalar_one()
         self._session.execute(text(statements.PLAN_MODE), {"plan_mode": "force_custom_plan"})
         keys = self._session.execute(
             text(statements.STAGED_KEYS), execution_options={"yield_per": KEYS_AT_ONCE}
         )
-        for part in keys.partitions():
-            ids = [row.external_id for row in part if row.external_id is not None]
+        for part in keys.partitions(KEYS_AT_ONCE):
             self._change(statements.MEET_TEXTS, text_hashes=[row.text_hash for row in part])
-            self._change(statements.MEET_CONTENTS, content_hashes=[row.content_hash for row in part])
-            if ids:
+            if task_has_rows:
+                ids = [row.external_id for row in part if row.external_id is not None]
+                self._change(statements.MEET_CONTENTS, content_hashes=[row.content_hash for row in part])
                 self._change(statements.MEET_IDS, external_ids=ids)
         self._session.execute(text(statements.PLAN_MODE), {"plan_mode": "auto"})
         self._session.execute(text(statements.ANALYZE_MET))

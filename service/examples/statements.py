@@ -128,6 +128,8 @@ DETAILS = {
     "too_many_labels": "label '{label}' would be one too many: a model may have {max} labels",
 }
 
+TASK_HAS_ROWS = "SELECT EXISTS (SELECT FROM examples WHERE tenant_id = :tenant AND task_id = :task)"
+
 LAST_BATCH = "SELECT last_batch FROM models WHERE tenant_id = :tenant AND id = :model"
 
 REPLACED_IDS = """
