@@ -140,8 +140,6 @@ class Loop:
             self.run.watch.at("training", self.step, self.total_steps, self.curve.recent)
             self.take_step(picks)
             self.step += 1
-            if self.run.device.type == "cpu" or self.step % SETTLE_STEPS_ON_GPU == 0:
-                self.curve.settle()
             if time.monotonic() >= self.checkpoint_at:
                 self.save_checkpoint()
         self.curve.settle()
@@ -172,7 +170,7 @@ class Loop:
         self.strategy.adjust_gradients(model)
         norm = torch.nn.utils.clip_grad_norm_(model.trainable().values(), settings.max_grad_norm)
         self.curve.add(total, norm)
-        if self.run.device.type == "cpu":
+        if self.run.device.type == "cpu" or self.step % SETTLE_STEPS_ON_GPU == 0:
             self.curve.settle()
         self.optimiser.step()
 
@@ -218,12 +216,7 @@ def rate_factor(step: int, total_steps: int, settings: TrainingSettings) -> floa
     """The share of the full learning rate at `step` (from 0): a linear rise, then a linear fall to zero."""
     warmup = settings.warmup_ratio * total_steps
     if step + 1 < warmup:
-        return (step + 1) / warmup
-    return (
-        (total_steps - step) / max(1.0, total_steps - warmup)
-        if total_steps - step < total_steps - warmup
-        else 1.0
-    )
+        return min(1.0, (total_steps - step) / max(1.0, total_steps - warmup))
 
 
 def set_rates(optimiser: torch.optim.Optimizer, factor: float) -> None:

@@ -3,11 +3,12 @@
 import json
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from workers.training.batches import Mix, TokenTable, collate, read_rows
+from workers.training.batches import Mix, Pick, TokenTable, collate, read_rows
 from workers.training.errors import TrainingFailed
 
 
@@ -84,8 +85,6 @@ def test_the_order_is_a_function_of_seed_and_epoch() -> None:
 
 
 def test_a_batch_is_padded_to_its_longest_row_and_tells_fresh_from_replayed() -> None:
-    from workers.training.batches import Pick
-
     batch = collate(table([2, 4]), table([3]), Pick(np.array([1, 0]), np.array([0])))
     assert batch.input_ids.tolist() == [[3, 4, 5, 6], [1, 2, 0, 0], [1, 2, 3, 0]]
     assert batch.attention_mask.tolist() == [[1, 1, 1, 1], [1, 1, 0, 0], [1, 1, 1, 0]]
@@ -115,10 +114,9 @@ def test_rows_come_in_order_of_id_whatever_their_order_in_the_file(write_rows: C
         "[]",
     ],
 )
-def test_a_line_that_is_no_row_is_named(tmp_path: object, line: str) -> None:
-    path = f"{tmp_path}/rows"
-    with open(path, "w", encoding="utf-8") as stream:
-        stream.write('{"id": 1, "task": "t", "text": "x", "label": "a"}\n' + line + "\n")
+def test_a_line_that_is_no_row_is_named(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "rows"
+    path.write_text('{"id": 1, "task": "t", "text": "x", "label": "a"}\n' + line + "\n", encoding="utf-8")
     with pytest.raises(TrainingFailed, match="line 2") as caught:
-        read_rows(path)
+        read_rows(str(path))
     assert caught.value.code == "bad_row"
