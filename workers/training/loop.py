@@ -216,7 +216,8 @@ def rate_factor(step: int, total_steps: int, settings: TrainingSettings) -> floa
     """The share of the full learning rate at `step` (from 0): a linear rise, then a linear fall to zero."""
     warmup = settings.warmup_ratio * total_steps
     if step + 1 < warmup:
-        return min(1.0, (total_steps - step) / max(1.0, total_steps - warmup))
+        return (step + 1) / warmup
+    return min(1.0, (total_steps - step) / max(1.0, total_steps - warmup))
 
 
 def set_rates(optimiser: torch.optim.Optimizer, factor: float) -> None:
