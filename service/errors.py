@@ -18,6 +18,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 
 PROBLEM_JSON = "application/problem+json"
+HTTP_CODES = {400: "bad_request", 404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
 log = structlog.get_logger(__name__)
 
 
@@ -192,7 +193,7 @@ def _field_error(item: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _http_exception(request: Request, error: HTTPException) -> JSONResponse:
-    code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error")
+    code = HTTP_CODES.get(error.status_code, "http_error")
     detail = {
         404: f"No such path: {request.url.path}. The API's paths are listed in /docs.",
         405: f"{request.method} is not allowed on {request.url.path}.",

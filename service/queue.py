@@ -1,8 +1,6 @@
 """The Celery app and what is sent through it: hints that there is work, never the work itself."""
 
 from celery import Celery
-from kombu.exceptions import OperationalError
-from redis.exceptions import RedisError
 from sqlalchemy.orm import Session
 from structlog import get_logger
 
@@ -15,9 +13,9 @@ RUN_UPDATES = "palimpsest.run_updates"  # claim and run queued updates until non
 QUEUE = "updates"
 
 
-def make_celery() -> Celery:
+def make_celery(broker_url: str) -> Celery:
     """Returns the Celery app: ids only, early acknowledgement (the lease lies in Postgres), no results."""
-    app = Celery("palimpsest", broker=get_settings().redis_url)
+    app = Celery("palimpsest", broker=broker_url)
     app.conf.update(
         task_default_queue=QUEUE,
         task_acks_late=False,
@@ -40,7 +38,7 @@ def make_celery() -> Celery:
     return app
 
 
-celery_app = make_celery()
+celery_app = make_celery(get_settings().redis_url)
 
 
 def nudge_workers() -> None:
@@ -50,8 +48,10 @@ def nudge_workers() -> None:
     """
     try:
         celery_app.send_task(RUN_UPDATES, retry=False, expires=300)
-    except (OperationalError, RedisError, OSError) as error:
-        log.warning("nudge_not_sent", error=str(error))
+    except (
+        Exception
+    ) as error:  # what the hint speaks of is committed: nothing here may turn its answer into an error
+        log.warning("nudge_not_sent", error=f"{type(error).__name__}: {error}")
 
 
 def nudge_after_commit(session: Session) -> None:

@@ -1,6 +1,7 @@
 """Types that several rooms' requests share."""
 
 import json
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 from fastapi import Path
@@ -8,6 +9,7 @@ from pydantic import AfterValidator, Field
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 MAX_METADATA_BYTES = 16 * 1024
+MAX_METADATA_DEPTH = 32
 
 Name = Annotated[
     str,
@@ -45,16 +47,30 @@ def storable(text: str) -> str:
 
 
 def _storable_metadata(metadata: dict[str, Any]) -> dict[str, Any]:
+    for text in _texts(metadata):
+        storable(text)
     try:
-        encoded = json.dumps(metadata, ensure_ascii=False, allow_nan=False)
+        size = len(json.dumps(metadata, ensure_ascii=False, allow_nan=False).encode())
     except ValueError:
         raise ValueError("NaN and Infinity are not JSON") from None
-    if "\\u0000" in encoded:
-        raise ValueError("the NUL character cannot be stored; remove it")
-    storable(encoded)
-    if len(encoded.encode()) > MAX_METADATA_BYTES:
+    if size > MAX_METADATA_BYTES:
         raise ValueError(f"metadata may hold {MAX_METADATA_BYTES} bytes of JSON at most")
     return metadata
+
+
+def _texts(value: object) -> Iterator[str]:
+    """Yields every key and string inside a JSON value. Raises ValueError when it is nested too deep."""
+    waiting = [(value, 0)]
+    while waiting:
+        item, depth = waiting.pop()
+        if depth > MAX_METADATA_DEPTH:
+            raise ValueError(f"metadata may be nested {MAX_METADATA_DEPTH} levels deep at most")
+        if isinstance(item, str):
+            yield item
+        elif isinstance(item, dict):
+            waiting += [(part, depth + 1) for part in (*item.keys(), *item.values())]
+        elif isinstance(item, list):
+            waiting += [(part, depth + 1) for part in item]
 
 
 FreeText = Annotated[str, Field(min_length=1, max_length=2000), AfterValidator(storable)]

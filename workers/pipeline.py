@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import update as update_rows
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.orm import Session
 from structlog import get_logger
 
@@ -40,7 +40,9 @@ from workers.training.errors import Cancelled, ChildDied, Stopped, TrainingFaile
 
 log = get_logger(__name__)
 STATEMENT_TIMEOUT_OF_RECORDING = "600s"  # admissions of a large task are one long statement
-MAX_ROUNDS = 10  # a champion that moves more often than this while one candidate is scored is left to people
+MAX_ROUNDS = (
+    10  # a champion that moves more often than this while one candidate is scored is left to another attempt
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,10 +137,13 @@ def _judge(
         )  # fmt: skip
         made |= round_.made
         lease.check()
-        state = _record(claim, round_=round_, candidate=candidate, trained=trained)
+        try:
+            state = _record(claim, round_=round_, candidate=candidate, trained=trained)
+        except IntegrityError:
+            continue  # an example was erased while it was being admitted; it is gone in the next round
         if state is not None:
             return state
-    raise RuntimeError(f"the champion moved {MAX_ROUNDS} times while the candidate was scored")
+    raise RuntimeError(f"champion or data changed {MAX_ROUNDS} times while the candidate was recorded")
 
 
 def _record(

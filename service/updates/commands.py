@@ -32,7 +32,7 @@ def request_update(session: Session, *, model: str, request: UpdateCreate, princ
     row = get_model(session, model=model, for_change=True)
     _check_queue(session, tenant=row.tenant_id)
     parameters = check_strategy(request.strategy, model=row)
-    tasks = get_tasks(session, model=row, names=list(dict.fromkeys(request.tasks)))
+    tasks = get_tasks(session, model=row, names=list(dict.fromkeys(request.tasks)), hold=True)
     parent = _parent(session, model=row, parent=request.parent)
     cut = row.last_batch
     warnings = _check_data(session, model=row, tasks=tasks, parent=parent, cut=cut, request=request)

@@ -88,3 +88,19 @@ def test_an_idempotency_key_makes_a_repeat_harmless(client: TestClient) -> None:
     assert again.headers["Location"] == first.headers["Location"]
     other = client.post("/v1/models", json={**MODEL, "name": "x"}, headers=headers)
     assert (other.status_code, other.json()["code"]) == (422, "idempotency_key_reused")
+
+
+def test_metadata_may_speak_of_escapes_but_not_hold_a_nul_or_nest_without_end(client: TestClient) -> None:
+    talk = {"pattern": "\\u0000 is written with a backslash"}
+    assert client.post("/v1/models", json={**MODEL, "metadata": talk}).json()["metadata"] == talk
+    deep: dict[str, object] = {}
+    for _ in range(500):
+        deep = {"a": deep}
+    assert client.patch("/v1/models/triage", json={"metadata": deep}).status_code == 422
+    assert client.patch("/v1/models/triage", content=b'{"metadata": {"a": ["\\ud800"]}}').status_code == 422
+
+
+def test_a_body_over_the_limit_is_413(client: TestClient) -> None:
+    body = b'{"name": "' + b"x" * (17 * 1024 * 1024) + b'"}'
+    answer = client.post("/v1/models", content=body, headers={"Content-Type": "application/json"})
+    assert (answer.status_code, answer.json()["code"]) == (413, "body_too_large")
