@@ -58,6 +58,10 @@ def start_forkserver(torch_threads: int | None) -> None:
         torch_threads: threads each child computes with; `None` leaves it to torch.
     """
     _server.torch_threads, _server.started = torch_threads, True
+    # Read when torch loads its OpenMP runtime. Threads that spin at a barrier while another process holds their core
+    # make training on a busy machine several times slower; threads that sleep cost next to nothing on an idle one.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("GOMP_SPINCOUNT", "0")
     _context.set_forkserver_preload(["workers.training.preload"])
     # The server takes no module path from its parent, so it must find this package by the environment.
     before = os.environ.get("PYTHONPATH")
