@@ -100,7 +100,7 @@ def test_a_version_of_another_checkpoint_is_refused(
 
 def plain_predictions(version: str, base: BaseFolder, texts: list[str]) -> list[str]:
     """What the lines printed in the documentation answer, run as they stand."""
-    lines, imports = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
+    imports, lines = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
     assert len(lines.strip().splitlines()) == 10, "the page promises ten lines"
     assert "palimpsest" not in lines + imports
     assert "workers" not in lines + imports
