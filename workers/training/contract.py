@@ -37,7 +37,7 @@ class AdapterSettings:
     type: Literal["lora"] = "lora"
     r: int = 8
     alpha: float = 16.0
-    dropout: float = 0.05
+    dropout: float = 0.0
     target_modules: str | tuple[str, ...] = "auto"
     max_rank: int = 64
 
