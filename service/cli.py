@@ -36,6 +36,13 @@ DURATION_UNITS = {"h": "hours", "d": "days", "w": "weeks"}
 
 Tenant = Annotated[str, typer.Option(help="Who owns the keys, and all models and data reached with them.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+OfState = Annotated[
+    Path | None,
+    typer.Option(
+        "--state", metavar="DIR", show_default=False,
+        help="State folder of a running `palimpsest up`; default: the database that DATABASE_URL names.",
+    ),
+]  # fmt: skip
 Host = Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 is every interface of this machine.")]
 
 
@@ -195,14 +202,24 @@ def create(
         typer.Option(help="How long it is valid: 12h, 90d, 52w. Default: for ever.", show_default=False),
     ] = None,
     as_json: AsJson = False,
+    state: OfState = None,
 ) -> None:
     """Make a key and print it. It is shown this once; only a hash is stored.
 
+    For a running `palimpsest up` give its `--state` folder. Otherwise `DATABASE_URL` and `PALIMPSEST_KEY_PEPPER` must be
+    those of the API: a key made under another pepper is not known to it.
+
     Example: `palimpsest keys create --tenant shop --scopes read,ingest,train --name nightly --expires-in 90d`
     """
+    _take_settings_of(state)
     from service.db import session_scope
-    from service.security import create_key, expiry_after
+    from service.security import create_key, expiry_after, pepper_is_the_default
 
+    if pepper_is_the_default():
+        typer.echo(
+            "Warning: PALIMPSEST_KEY_PEPPER is not set; this key works only where it is not set either.",
+            err=True,
+        )
     expires_at = expiry_after(parse_duration(expires_in)) if expires_in else None
     wanted = [scope.strip() for scope in scopes.split(",") if scope.strip()]
     with session_scope(tenant=tenant) as session:
@@ -217,8 +234,9 @@ def create(
 
 
 @keys.command("list")
-def list_(tenant: Tenant, as_json: AsJson = False) -> None:
+def list_(tenant: Tenant, as_json: AsJson = False, state: OfState = None) -> None:
     """List a tenant's keys, newest first, without their secrets."""
+    _take_settings_of(state)
     from service.db import session_scope
     from service.security import list_keys
 
@@ -245,14 +263,27 @@ def list_(tenant: Tenant, as_json: AsJson = False) -> None:
 def revoke(
     key: Annotated[str, typer.Argument(help="The key's id or prefix, as `palimpsest keys list` shows them.")],
     tenant: Tenant,
+    state: OfState = None,
 ) -> None:
     """Revoke a key at once. Doing so again changes nothing."""
+    _take_settings_of(state)
     from service.db import session_scope
     from service.security import revoke_key
 
     with session_scope(tenant=tenant) as session:
         revoked = revoke_key(session, key_id=key)
     typer.echo(f"The key '{revoked.name}' ({revoked.prefix}) is revoked.")
+
+
+def _take_settings_of(state: Path | None) -> None:
+    """Act on the database, and under the pepper, of a running `palimpsest up`."""
+    if state is None:
+        return
+    from service.embedded.state import read_running
+
+    connection, secrets = read_running(state)
+    os.environ["DATABASE_URL"] = connection.database_url
+    os.environ["PALIMPSEST_KEY_PEPPER"] = secrets.key_pepper
 
 
 def parse_duration(text: str) -> timedelta:

@@ -17,7 +17,7 @@ from sqlalchemy import func, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from service.config import get_settings
+from service.config import Settings, get_settings
 from service.db import session_scope
 from service.errors import Forbidden, NotFound, Unauthenticated, Unprocessable
 from service.models import ApiKey, Tenant, new_id
@@ -128,6 +128,11 @@ def authenticate(raw_key: str) -> Principal:
     if row.last_used_at is None or row.now - row.last_used_at > LAST_USED_RESOLUTION:
         _note_use(row.tenant_id, row.id)
     return Principal(tenant=row.tenant_id, key_id=row.id, key_name=row.name, scopes=frozenset(row.scopes))
+
+
+def pepper_is_the_default() -> bool:
+    """Says whether the operator left the pepper as it is in the source."""
+    return bool(get_settings().key_pepper == Settings.model_fields["key_pepper"].default)
 
 
 def expiry_after(duration: timedelta) -> datetime:

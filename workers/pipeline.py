@@ -35,7 +35,7 @@ from workers.child import Trainer
 from workers.lease import Lease, LeaseLost
 from workers.preparation import Plan, TaskSlice, prepare_update, version_folder
 from workers.scoring import Candidate, Key, Round, comparisons, plan_round, record_round, score_round
-from workers.training.contract import TrainResult
+from workers.training.contract import Progress, TrainResult
 from workers.training.errors import Cancelled, ChildDied, Stopped, TrainingFailed
 
 log = get_logger(__name__)
@@ -89,6 +89,7 @@ def _learn(claim: Claim, lease: Lease, work: Path) -> UpdateState:
         lease.check()
         folder = Path(plan.request.output)
         sha256, size = get_store().put_folder(folder)
+        lease.report(Progress(phase="evaluating"))
         with session_scope(tenant=claim.tenant, role="worker") as session:
             if not leases.begin_evaluating(session, claim=claim):
                 raise LeaseLost(claim.update_id)

@@ -148,6 +148,24 @@ class StateFolder:
         return made
 
 
+def read_running(folder: Path) -> tuple[Connection, Secrets]:
+    """The addresses and secrets of the `palimpsest up` that runs on a state folder.
+
+    Raises:
+        StateFolderUnusable: nothing runs there, or its files cannot be read.
+    """
+    state = StateFolder(folder)
+    try:
+        connection = Connection(**json.loads(state.connection_file.read_text()))
+    except FileNotFoundError:
+        raise StateFolderUnusable(
+            state.connection_file, f"it is not there; start `palimpsest up --state {folder}` first"
+        ) from None
+    except (OSError, ValueError, TypeError) as error:
+        raise StateFolderUnusable(state.connection_file, str(error)) from error
+    return connection, _read_secrets(state.secrets_file)
+
+
 def write_private_json(path: Path, content: object) -> None:
     """Replace a file by JSON that only the owner may read; readers see the old or the new content, never a part."""
     fresh = path.with_name(f".{path.name}.{secrets.token_hex(4)}")

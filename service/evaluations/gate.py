@@ -202,7 +202,7 @@ def _max_regression(policy: GatePolicy, comparison: Comparison) -> Reason:
         "pass": f"so no more than the tolerated {tolerated} was lost",
         "fail": f"so more than the tolerated {tolerated} was lost",
         "inconclusive": f"which does not settle whether more than {tolerated} was lost;"
-        f" {_what_would_decide(found.needed_size)}",
+        f" {_what_would_decide(found.needed_size, lost=_delta(comparison) < bound)}",
     }
     return Reason(
         task=comparison.task,
@@ -298,10 +298,11 @@ def _flips_in_words(comparison: Comparison, interval: tuple[float, float]) -> st
     )
 
 
-def _what_would_decide(needed_size: int | None) -> str:
+def _what_would_decide(needed_size: int | None, *, lost: bool) -> str:
     if needed_size is None:
         return f"no eval set of up to {MAX_NEEDED_SIZE} examples would decide at these rates"
-    return f"about {needed_size} eval examples would decide at these rates"
+    verdict = "to reject the candidate" if lost else "in the candidate's favour"
+    return f"about {needed_size} eval examples would decide at these rates, {verdict}"
 
 
 def _percent(share: float) -> str:

@@ -67,6 +67,16 @@ def count_eval(session: Session, *, task_id: str, cut: int) -> int:
     return session.scalar(select(func.count()).select_from(Example).where(_eval(task_id, cut))) or 0
 
 
+def visible_labels(session: Session, *, task_id: str, split: str, cut: int) -> set[str]:
+    """Returns the labels among the rows of one split of a task that are visible at `cut`."""
+    statement = (
+        select(Example.label)
+        .where(Example.task_id == task_id, Example.split == split, visible(cut))
+        .distinct()
+    )
+    return {label for label in session.scalars(statement) if label is not None}
+
+
 def rows_by_id(session: Session, ids: Sequence[int]) -> Iterator[StoredExample]:
     """Yields the rows with these ids, in the order asked for; ids of erased rows are left out."""
     for start in range(0, len(ids), ROWS_PER_FETCH):

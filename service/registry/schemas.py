@@ -27,7 +27,9 @@ class AdapterSpec(Body):
     alpha: float = Field(
         default=16, gt=0, le=4096, description="LoRA scaling numerator: ΔW is scaled by alpha / r"
     )
-    dropout: float = Field(default=0, ge=0, lt=1, description="LoRA dropout; costs a quarter of a step on a CPU")
+    dropout: float = Field(
+        default=0, ge=0, lt=1, description="LoRA dropout; costs a quarter of a step on a CPU"
+    )
     target_modules: Literal["auto"] | str | list[Name] = Field(
         default="auto", max_length=256,
         description="'auto' (attention), a list of module names, or a regular expression over module paths",

@@ -90,9 +90,10 @@ class PairedOutcome:
 class TaskEvidence:
     """Holds what was measured on one task.
 
-    `score` is the new version's, `parent_score` its parent's, `learned_score` that of the version which
-    first learnt the task, `best_score` the best of any earlier version in the lineage; None where there is
-    no score. `paired` is None where the parent has no outcomes. For graded scores `graded_interval` gives
+    `score` is the new version's and `parent_score` its parent's, on the examples both answered. `learned_score`
+    is that of the version which first learnt the task, `best_score` the best of any earlier version in the lineage
+    and `lineage_score` the new version's own, on the examples that the whole lineage answered (fewer where the
+    eval set grew); None where there is no score. `paired` is None where the parent has no outcomes. For graded scores `graded_interval` gives
     the bounds on score minus parent_score, and flips say nothing about them.
     """
 
@@ -105,6 +106,7 @@ class TaskEvidence:
     best_score: float | None
     paired: PairedOutcome | None = None
     graded_interval: tuple[float, float] | None = None
+    lineage_score: float | None = None
 
 
 def update_report(
@@ -192,16 +194,22 @@ def _task_report(
         "score": evidence.score,
         "parent_score": evidence.parent_score,
         "learned_score": evidence.learned_score,
-        "best_score": evidence.best_score,
+        "best_score": None if evidence.role == "new" else evidence.best_score,
         "delta": _delta(evidence),
         "delta_ci": _delta_ci(evidence, confidence),
         "p_value": p_value,
         "p_value_holm": p_value_holm,
-        "forgetting": _minus(evidence.best_score, evidence.score),
+        "forgetting": None
+        if evidence.role == "new"
+        else _minus(evidence.best_score, _lineage_score(evidence)),
         "flips": None
         if paired is None
         else {"negative": paired.negative_flips, "positive": paired.positive_flips},
     }
+
+
+def _lineage_score(evidence: TaskEvidence) -> float | None:
+    return evidence.score if evidence.lineage_score is None else evidence.lineage_score
 
 
 def _delta(evidence: TaskEvidence) -> float | None:
@@ -236,9 +244,11 @@ def _update_summary(tasks: Sequence[TaskEvidence], lineage: Summary) -> UpdateSu
     learnt_before = [evidence for evidence in tasks if evidence.role != "new"]
     learnt_now = [evidence for evidence in tasks if evidence.role != "old"]
     ratios = [
-        evidence.score / evidence.learned_score
+        score / evidence.learned_score
         for evidence in learnt_before
-        if evidence.score is not None and evidence.learned_score is not None and evidence.learned_score > 0
+        if (score := _lineage_score(evidence)) is not None
+        and evidence.learned_score is not None
+        and evidence.learned_score > 0
     ]
     return {
         "average_accuracy": lineage.average_accuracy,

@@ -11,7 +11,7 @@ from service.dependencies import PageRequest, encode_cursor
 from service.errors import NotFound
 from service.evaluations.gate import Role, Verdict, from_json
 from service.evaluations.metrics import LearntAt, Matrix, best_earlier_score, summarise
-from service.evaluations.outcomes import Outcomes, flips, pair
+from service.evaluations.outcomes import Outcomes, Paired, accuracy, flips, pair
 from service.evaluations.queries import load_outcomes, score_matrix, stored_scores
 from service.examples.queries import public_id
 from service.models import Example, Model, Task, Update, Version, VersionTask
@@ -109,7 +109,6 @@ def _verdict(update: Update | None) -> Verdict | None:
 
 def _evidence(session: Session, *, model: Model, version: Version, lineage: Lineage) -> list[TaskEvidence]:
     parent = version.parent or 0
-    parent_row = lineage.versions.index(parent)
     taught = set(
         session.scalars(
             select(VersionTask.task_id).where(
@@ -124,16 +123,18 @@ def _evidence(session: Session, *, model: Model, version: Version, lineage: Line
     for column, task in enumerate(lineage.tasks):
         ours, theirs = outcomes.get((version.number, task.id)), outcomes.get((parent, task.id))
         learnt_at = lineage.learnt_at[column]
+        both = None if ours is None or theirs is None else _nonempty(pair(theirs, ours))
         evidence.append(
             TaskEvidence(
                 task=task.name,
                 role=_role(learnt_at, last_row=len(lineage.versions) - 1, taught=task.id in taught),
-                eval_size=len(ours) if ours is not None else 0,
-                score=lineage.matrix[-1][column],
-                parent_score=lineage.matrix[parent_row][column],
+                eval_size=_size(both, ours),
+                score=_score(ours) if both is None else float(both.b_correct.mean()),
+                parent_score=_score(theirs) if both is None else float(both.a_correct.mean()),
                 learned_score=lineage.matrix[learnt_at][column] if learnt_at is not None else None,
                 best_score=best_earlier_score(lineage.matrix, column),
-                paired=_paired(theirs, ours),
+                paired=_paired(both),
+                lineage_score=lineage.matrix[-1][column],
             )
         )
     return evidence
@@ -145,13 +146,26 @@ def _role(learnt_at: int | None, *, last_row: int, taught: bool) -> Role:
     return "relearnt" if taught else "old"
 
 
-def _paired(before: Outcomes | None, after: Outcomes | None) -> PairedOutcome | None:
-    if before is None or after is None:
+def _nonempty(both: Paired) -> Paired | None:
+    return both if len(both.example_ids) else None
+
+
+def _score(outcomes: Outcomes | None) -> float | None:
+    return None if outcomes is None else accuracy(outcomes)
+
+
+def _size(both: Paired | None, ours: Outcomes | None) -> int:
+    if both is not None:
+        return len(both.example_ids)
+    return 0 if ours is None else len(ours)
+
+
+def _paired(both: Paired | None) -> PairedOutcome | None:
+    if both is None:
         return None
-    paired = pair(before, after)
-    negative, positive = flips(paired)
+    negative, positive = flips(both)
     return PairedOutcome(
-        size=len(paired.example_ids), negative_flips=len(negative), positive_flips=len(positive)
+        size=len(both.example_ids), negative_flips=len(negative), positive_flips=len(positive)
     )
 
 

@@ -16,22 +16,28 @@ class FlipCounts(BaseModel):
 
 
 class TaskReport(BaseModel):
-    """What an update did to one task. Scores are accuracies on examples that all compared versions answered."""
+    """What an update did to one task."""
 
     task: str
     role: Literal["new", "old", "relearnt"]
-    eval_size: int
+    eval_size: int = Field(description="Examples that score, parent_score, delta and flips stand on")
     score: float | None
     parent_score: float | None
-    learned_score: float | None = Field(description="Of the version that first learnt the task")
-    best_score: float | None = Field(description="Best of any earlier version of the lineage")
+    learned_score: float | None = Field(
+        description="Of the version that first learnt the task, on the examples that the whole lineage answered"
+    )
+    best_score: float | None = Field(
+        description="Best of any earlier version of the lineage, on the same examples; null for a new task"
+    )
     delta: float | None = Field(description="Change against the parent")
     delta_ci: list[float] | None = Field(
         description="Exact bounds on the change, each at the gate's confidence"
     )
     p_value: float | None = Field(description="McNemar's exact test of any change")
     p_value_holm: float | None = Field(description="The same, corrected for the number of tasks")
-    forgetting: float | None = Field(description="best_score − score")
+    forgetting: float | None = Field(
+        description="Fall from best_score, on the same examples; null for a new task"
+    )
     flips: FlipCounts | None
 
 

@@ -110,6 +110,6 @@ def _read(task: Task, counts: TaskCounts) -> TaskRead:
 def _not_found(model: Model, names: Sequence[str]) -> NotFound:
     quoted = ", ".join(f"'{name}'" for name in names)
     return NotFound(
-        f"The model '{model.name}' has no task {quoted}. PUT /v1/models/{model.name}/tasks/{{task}} creates one.",
+        f"The model '{model.name}' has no task {quoted}. PUT /v1/models/{model.name}/tasks/NAME creates one.",
         code="task_not_found", param="task",
     )  # fmt: skip

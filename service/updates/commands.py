@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 from service.config import get_settings
 from service.errors import Conflict, TooManyRequests, Unprocessable
 from service.evaluations.gate import GatePolicy, eval_size_warnings
-from service.examples.queries import count_eval, count_fresh
+from service.examples.queries import count_eval, count_fresh, visible_labels
 from service.models import Model, Task, Update, UpdateState, Version, VersionTask, new_id
 from service.queue import nudge_after_commit
 from service.registry.commands import promote
@@ -100,7 +100,20 @@ def _check_data(
             "Add examples, or set relearn: true to take the rows again.",
             code="nothing_to_learn", param="tasks",
         )  # fmt: skip
+    warnings += _label_warnings(session, tasks=tasks, parent=parent, cut=cut)
     return warnings + _gate_warnings(session, model=model, parent=parent, cut=cut)
+
+
+def _label_warnings(session: Session, *, tasks: Sequence[Task], parent: Version, cut: int) -> list[str]:
+    warnings = []
+    for task in tasks:
+        learnable = visible_labels(session, task_id=task.id, split="train", cut=cut) | set(parent.labels)
+        warnings += [
+            f"task '{task.name}': the label '{label}' has eval examples but no train examples, so every one of "
+            "them will count as wrong; a misspelt label?"
+            for label in sorted(visible_labels(session, task_id=task.id, split="eval", cut=cut) - learnable)
+        ]
+    return warnings
 
 
 def _require_rows(session: Session, *, task: Task, cut: int) -> None:

@@ -145,6 +145,7 @@ def begin_evaluating(session: Session, *, claim: Claim) -> bool:
         to=UpdateState.EVALUATING,
         only_from=[UpdateState.TRAINING],
         fence=claim.fence,
+        progress={"phase": "evaluating", "step": 0, "total_steps": 0},
     )
     return row is not None
 

