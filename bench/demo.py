@@ -30,6 +30,8 @@ VISIBLE_FORGETTING = 0.20
 TRAINING: Json = {"max_length": 48, "seed": 0}
 
 console = Console(highlight=False)
+if console.width < 110:  # the two matrices stand side by side
+    console = Console(highlight=False, width=110)
 
 
 class DemoFailed(RuntimeError):
@@ -186,10 +188,10 @@ def show_matrices(reports: dict[str, Json]) -> None:
 
 def matrix_table(name: str, report: Json) -> Table:
     """One accuracy matrix: a row per version, a column per task."""
-    table = Table(title=f"{name}: score of each version on each task", title_justify="left")
-    table.add_column("version")
+    table = Table(title=f"{name}: versions × tasks", title_justify="left")
+    table.add_column("v")
     for task in report["tasks"]:
-        table.add_column(task.removeprefix("news-"), justify="right")
+        table.add_column(task, justify="right", no_wrap=True)
     for version, row in zip(report["versions"][1:], report["matrix"][1:], strict=True):
         table.add_row(str(version), *("–" if score is None else shade(score) for score in row))
     return table

@@ -90,11 +90,12 @@ class ArtifactStore:
 
     def get_folder(self, sha256: str, target: Path) -> Path:
         """Unpacks a verified artifact into `target`, which must not exist yet, and returns it."""
-        with self.open_verified(sha256) as spool:
-            target.mkdir(parents=True)
-            with tarfile.open(fileobj=spool, mode="r:") as tar:
-                tar.extractall(target, filter="data")
-        return target
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # Unpacked aside and renamed: a folder that is there is whole, whatever happened to an earlier attempt.
+        partial = Path(tempfile.mkdtemp(prefix=".unpacking-", dir=target.parent))
+        with self.open_verified(sha256) as spool, tarfile.open(fileobj=spool, mode="r:") as tar:
+            tar.extractall(partial, filter="data")
+        return partial.rename(target)
 
     def hashes(self) -> Iterator[tuple[str, float]]:
         """Yields (sha256, age in seconds) of everything stored."""

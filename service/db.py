@@ -33,6 +33,7 @@ def engine_for(database_url: str) -> Engine:
         max_overflow=settings.database_pool_size,
         pool_timeout=settings.database_connect_timeout_seconds,
         pool_pre_ping=True,
+        hide_parameters=True,  # they are people's texts, and errors go to logs
         connect_args={
             "connect_timeout": settings.database_connect_timeout_seconds,
             "options": f"-c statement_timeout={settings.statement_timeout_seconds * 1000}"

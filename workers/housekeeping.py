@@ -12,11 +12,11 @@ from pathlib import Path
 
 from redis import Redis
 from redis.exceptions import RedisError
-from sqlalchemy import select
+from sqlalchemy import ARRAY, Text, any_, literal, select
 from sqlalchemy.exc import SQLAlchemyError
 from structlog import get_logger
 
-from service.artifacts import get_store
+from service.artifacts import ArtifactStore, get_store
 from service.config import get_settings
 from service.db import EVERY_TENANT, session_scope
 from service.logs import configure_logging
@@ -70,16 +70,27 @@ def _hints_waiting() -> int:
 def sweep_store() -> int:
     """Deletes artifacts that no version refers to and that are older than an hour; returns how many."""
     store = get_store()
-    old = [sha256 for sha256, age in store.hashes() if age > ORPHAN_AGE_SECONDS]
+    old = _old_artifacts(store)
     if not old:
         return 0
     with session_scope(tenant=EVERY_TENANT, role="worker") as session:
-        kept = set(session.scalars(select(Version.artifact_sha256).where(Version.artifact_sha256.in_(old))))
-    orphans = [sha256 for sha256 in old if sha256 not in kept]
+        kept = set(
+            session.scalars(
+                select(Version.artifact_sha256).where(
+                    Version.artifact_sha256 == any_(literal(old, ARRAY(Text)))
+                )
+            )
+        )
+    # Looked at again: one that was stored anew in between is about to be referred to.
+    orphans = [sha256 for sha256 in _old_artifacts(store) if sha256 in set(old) - kept]
     for sha256 in orphans:
         store.delete(sha256)
         log.info("orphan_deleted", sha256=sha256)
     return len(orphans)
+
+
+def _old_artifacts(store: ArtifactStore) -> list[str]:
+    return [sha256 for sha256, age in store.hashes() if age > ORPHAN_AGE_SECONDS]
 
 
 def sweep_work_folders() -> int:

@@ -73,7 +73,9 @@ class Lease:
                     )
             except SQLAlchemyError as error:
                 log.warning("lease_not_renewed", update=self._claim.update_id, error=type(error).__name__)
-                self.lost = self.lost or time.monotonic() - renewed > settings.lease_seconds
+                self.lost = time.monotonic() - renewed > settings.lease_seconds
+                if self.lost:
+                    return  # renewing it later would keep a dead claim alive
                 continue
             renewed = time.monotonic()
             self.cancel_requested = state.cancel_requested

@@ -11,8 +11,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import psycopg
 from sqlalchemy import update as update_rows
-from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.orm import Session
 from structlog import get_logger
 
@@ -22,10 +23,10 @@ from service.db import session_scope
 from service.errors import ServiceError
 from service.evaluations.gate import GatePolicy, Verdict, decide, to_json, what_happens
 from service.evaluations.outcomes import Outcomes
-from service.examples.queries import fresh_rows
+from service.examples.queries import count_stored, fresh_rows
 from service.models import Model, Update, UpdateState, Version, VersionTask
 from service.registry.commands import promote
-from service.registry.queries import get_champion, get_version
+from service.registry.queries import get_champion, get_model, get_version
 from service.replay.commands import admit_examples
 from service.updates import leases
 from service.updates.leases import Claim
@@ -43,6 +44,20 @@ STATEMENT_TIMEOUT_OF_RECORDING = "600s"  # admissions of a large task are one lo
 MAX_ROUNDS = (
     10  # a champion that moves more often than this while one candidate is scored is left to another attempt
 )
+
+
+# What another attempt may mend: a full disk, a lost device, a worker that lacks what another one has.
+MAY_PASS = {"internal_error", "out_of_memory", "base_model_missing"}
+# Met while recording: an example erased in that moment, or two transactions in each other's way. Worth another round.
+PASSING = (
+    psycopg.errors.IntegrityError,
+    psycopg.errors.DeadlockDetected,
+    psycopg.errors.SerializationFailure,
+)
+
+
+class TrainedOnErased(Exception):
+    """An example was erased while a candidate was trained on it: the candidate must not live."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,14 +84,14 @@ def run_update(claim: Claim, *, stopping: threading.Event) -> None:
         except LeaseLost:
             bound.warning("lease_lost")
             keep_work = True
-        except (Cancelled, Stopped) as end:
+        except (Cancelled, Stopped, TrainedOnErased) as end:
             keep_work = _end_early(claim, lease, end)
-        except DBAPIError as error:
+        except (OperationalError, InterfaceError) as error:
             # The sweeper takes the update back when the lease runs out; until then nothing can be written anyway.
             bound.warning("database_failed", error=str(error).splitlines()[0])
             keep_work = True
         except Exception as error:
-            keep_work = _fail(claim, error) == UpdateState.QUEUED
+            keep_work = _fail(claim, error) in (UpdateState.QUEUED, None)  # None: another worker's by now
     if not keep_work:
         shutil.rmtree(work, ignore_errors=True)
 
@@ -131,6 +146,9 @@ def _judge(
     made: dict[Key, Outcomes] = {}
     batch_size = trained.plan.request.settings.evaluation_batch_size if trained else 64
     for _ in range(MAX_ROUNDS):
+        get_store().put_folder(
+            candidate.folder
+        )  # stored anew, or touched: long scoring must not make it an orphan
         round_ = plan_round(claim, candidate=candidate, work=work)
         score_round(
             model=model, round_=round_, candidate=candidate, made_before=made, evaluator=trainer, lease=lease,
@@ -138,10 +156,15 @@ def _judge(
         )  # fmt: skip
         made |= round_.made
         lease.check()
+        get_store().put_folder(
+            candidate.folder
+        )  # touched or stored anew: after long scoring it looks like an orphan
         try:
             state = _record(claim, round_=round_, candidate=candidate, trained=trained)
-        except IntegrityError:
-            continue  # an example was erased while it was being admitted; it is gone in the next round
+        except DBAPIError as error:
+            if not isinstance(error.orig, PASSING):
+                raise
+            continue
         if state is not None:
             return state
     raise RuntimeError(f"champion or data changed {MAX_ROUNDS} times while the candidate was recorded")
@@ -155,9 +178,7 @@ def _record(
         session.connection().exec_driver_sql(
             f"SET LOCAL statement_timeout = '{STATEMENT_TIMEOUT_OF_RECORDING}'"
         )
-        model = session.get_one(
-            Model, {"tenant_id": claim.tenant, "id": claim.model_id}, with_for_update=True
-        )
+        model = get_model(session, model=claim.model_id, lock=True)
         champion = get_champion(session, model=model, lock=True)
         if champion.version != round_.champion.number:
             return None
@@ -169,6 +190,10 @@ def _record(
         record_round(session, model=model, round_=round_, number=number)
         policy = GatePolicy(**model.gate)
         verdict = decide(policy, comparisons(session, model=model, round_=round_, number=number))
+        if trained is not None and count_stored(session, trained.plan.trained_on) < len(
+            trained.plan.trained_on
+        ):
+            raise TrainedOnErased
         held = leases.hold(session, claim=claim)
         if held is None:
             raise LeaseLost(claim.update_id)
@@ -188,6 +213,8 @@ def _conclude(
     step = what_happens(verdict, row.promotion, policy.on_inconclusive)  # type: ignore[arg-type]  # checked on entry
     if claim.rescore or champion != parent:
         step = "hold"
+    if champion == number:  # a person made the candidate champion while it was scored again
+        step = "promote"
     if step == "promote":
         kind = "promoted" if verdict.decision == "pass" else "forced"
         actor = "gate" if row.promotion == "gate" else row.requested_by
@@ -261,11 +288,15 @@ def _provenance(plan: Plan, result: TrainResult) -> dict[str, Any]:
     }
 
 
-def _end_early(claim: Claim, lease: Lease, end: Cancelled | Stopped) -> bool:
-    """Records a cancellation or a graceful stop; returns whether the work folder is needed again."""
+def _end_early(claim: Claim, lease: Lease, end: Cancelled | Stopped | TrainedOnErased) -> bool:
+    """Records a cancellation, a graceful stop or a fresh start; returns whether the work folder is needed again."""
     if lease.lost:
         return True
     with session_scope(tenant=claim.tenant, role="worker") as session:
+        if isinstance(end, TrainedOnErased):
+            reason = "an example was erased while it was trained on; training starts again without it"
+            leases.give_back(session, claim=claim, reason=reason)
+            return False
         if isinstance(end, Stopped):
             leases.give_back(session, claim=claim, reason="the worker is stopping; its checkpoint is kept")
             return True
@@ -278,7 +309,7 @@ def _fail(claim: Claim, error: Exception) -> UpdateState | None:
     code = getattr(error, "code", None) or (
         "trainer_died" if isinstance(error, ChildDied) else "internal_error"
     )
-    final = isinstance(error, TrainingFailed | ServiceError)
+    final = isinstance(error, TrainingFailed | ServiceError) and code not in MAY_PASS
     unexpected = not isinstance(error, TrainingFailed | ServiceError | ChildDied | OSError)
     log.error(
         "attempt_failed",

@@ -2,7 +2,8 @@
 
 import importlib.util
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,8 +20,9 @@ from service.registry.queries import get_champion, get_version
 from service.replay.queries import read_buffer
 from service.updates.catalogue import strategies
 from service.updates.commands import learnt_up_to
-from service.updates.leases import Claim
+from service.updates.leases import Claim, set_parent
 from service.updates.queries import get_update_tasks
+from workers.lease import LeaseLost
 from workers.training.contract import AdapterSettings, BaseFolder, TrainingSettings, TrainRequest
 
 
@@ -54,8 +56,7 @@ class Plan:
     update: Update
     parent: Version
     slices: tuple[TaskSlice, ...]  # what the version will have learnt, and its descendants may rehearse
-    fresh_rows: int
-    replay_rows: int
+    trained_on: "array[int]"  # ids of the fresh and the replayed rows, each once
     request: TrainRequest
 
 
@@ -64,33 +65,43 @@ def prepare_update(claim: Claim, *, work: Path) -> Plan:
 
     Raises `NothingToLearn`, `BaseModelMissing` and `ArtifactDamaged`.
     """
-    work.mkdir(parents=True, exist_ok=True)
+    work.mkdir(mode=0o700, parents=True, exist_ok=True)
+    number = _settle_parent(claim)
+    trained_on = array("q")
     with session_scope(tenant=claim.tenant, role="worker") as session:
         model = session.get_one(Model, {"tenant_id": claim.tenant, "id": claim.model_id})
         update = session.get_one(Update, {"tenant_id": claim.tenant, "id": claim.update_id})
-        parent = _resolve_parent(session, model=model, update=update)
+        parent = get_version(session, model=model, version=number)
         slices = _slices(session, model=model, update=update, parent=parent)
         labels: set[str] = set()
         rows = _fresh(session, model=model, update=update, parent=parent, slices=slices)
-        fresh = write_rows(work / "fresh.ndjson", rows, names=_names(session, model), seen=labels.add)
+        fresh = write_rows(
+            work / "fresh.ndjson", rows, names=_names(session, model), labels=labels, ids=trained_on
+        )
         if fresh == 0:
             raise NothingToLearn(
                 f"Version {parent.number} has learnt every row of this update's tasks already; add examples or set relearn: true."
             )
-        replay = _write_buffer(
-            session, model=model, update=update, parent=parent, path=work / "replay.ndjson"
+        _write_buffer(
+            session, model=model, update=update, parent=parent, path=work / "replay.ndjson", ids=trained_on
         )
     return Plan(
-        model=model, update=update, parent=parent, slices=tuple(slices), fresh_rows=fresh, replay_rows=replay,
+        model=model, update=update, parent=parent, slices=tuple(slices), trained_on=array("q", set(trained_on)),
         request=_train_request(model, update, parent, slices, labels, work),
     )  # fmt: skip
 
 
-def _resolve_parent(session: Session, *, model: Model, update: Update) -> Version:
-    # "champion" means the champion of now, so that updates posted in a row build on each other.
-    number = get_champion(session, model=model).version if update.parent == "champion" else int(update.parent)
-    update.parent_version = number
-    return get_version(session, model=model, version=number)
+def _settle_parent(claim: Claim) -> int:
+    """Resolves the parent and notes it on the update, in a transaction of its own: reading rows may take long."""
+    with session_scope(tenant=claim.tenant, role="worker") as session:
+        model = session.get_one(Model, {"tenant_id": claim.tenant, "id": claim.model_id})
+        update = session.get_one(Update, {"tenant_id": claim.tenant, "id": claim.update_id})
+        # "champion" means the champion of now, so that updates posted in a row build on each other.
+        champion = get_champion(session, model=model).version
+        number = champion if update.parent == "champion" else int(update.parent)
+        if not set_parent(session, claim=claim, version=number):
+            raise LeaseLost(claim.update_id)
+    return number
 
 
 def _slices(session: Session, *, model: Model, update: Update, parent: Version) -> list[TaskSlice]:
@@ -134,11 +145,14 @@ def _everything(
     ]
 
 
-def _write_buffer(session: Session, *, model: Model, update: Update, parent: Version, path: Path) -> int:
+def _write_buffer(
+    session: Session, *, model: Model, update: Update, parent: Version, path: Path, ids: "array[int]"
+) -> None:
     if strategies()[update.strategy].starts_from == "base":
-        return write_rows(path, [], names={})
+        write_rows(path, [], names={})
+        return
     buffer = read_buffer(session, model=model, lineage=parent.lineage, cut=update.cut)
-    return write_rows(path, rows_by_id(session, buffer.example_ids), names=_names(session, model))
+    write_rows(path, rows_by_id(session, buffer.example_ids), names=_names(session, model), ids=ids)
 
 
 def _names(session: Session, model: Model) -> dict[str, str]:
@@ -151,17 +165,20 @@ def write_rows(
     rows: Iterable[StoredExample],
     *,
     names: dict[str, str],
-    seen: Callable[[str], object] = lambda label: None,
+    labels: set[str] | None = None,
+    ids: "array[int] | None" = None,
 ) -> int:
-    """Writes examples as NDJSON for the training child and returns how many; calls `seen` with every label."""
+    """Writes examples as NDJSON for the training child and returns how many; notes their labels and ids."""
     count = 0
     with path.open("w", encoding="utf-8") as file:
         for row in rows:
             document = {"id": row.id, "task": names[row.task_id], **row.content, "label": row.label}
             file.write(json.dumps(document, ensure_ascii=False) + "\n")
             count += 1
-            if row.label is not None:
-                seen(row.label)
+            if labels is not None and row.label is not None:
+                labels.add(row.label)
+            if ids is not None:
+                ids.append(row.id)
     return count
 
 

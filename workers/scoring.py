@@ -58,6 +58,7 @@ class Round:
 
     champion: Version
     tasks: list[EvalTask]
+    unmeasured: list[Comparison] = field(default_factory=list)  # tasks without an eval row
     made: dict[Key, Outcomes] = field(default_factory=dict)
 
 
@@ -73,17 +74,30 @@ def plan_round(claim: Claim, *, candidate: Candidate, work: Path) -> Round:
         tasks = session.scalars(
             select(Task).where(Task.id.in_(wanted), Task.deleted_at.is_(None)).order_by(Task.name)
         )
-        planned = []
+        planned, unmeasured = [], []
         for task in tasks.all():
+            role = _role(task.id, learnt=learnt, taught=candidate.taught)
             ids = eval_ids(session, task_id=task.id, cut=cut)
-            if not ids:
-                continue  # its eval rows were erased; there is nothing to measure on
+            if not ids:  # erased, all of them: the gate must know that nothing was measured
+                unmeasured.append(_nothing_measured(task.name, role))
+                continue
             eval_set = ensure_eval_set(session, model=model, task_id=task.id, example_ids=ids)
             path = work / f"eval-{eval_set.id}.ndjson"
             write_rows(path, rows_by_id(session, ids), names={task.id: task.name})
-            role = _role(task.id, learnt=learnt, taught=candidate.taught)
             planned.append(EvalTask(task_id=task.id, name=task.name, role=role, eval_set=eval_set, rows=path))
-    return Round(champion=champion, tasks=planned)
+    return Round(champion=champion, tasks=planned, unmeasured=unmeasured)
+
+
+def _nothing_measured(task: str, role: Role) -> Comparison:
+    return Comparison(
+        task=task,
+        role=role,
+        size=0,
+        candidate_score=None,
+        champion_score=None,
+        negative_flips=0,
+        positive_flips=0,
+    )
 
 
 def _learnt_tasks(session: Session, *, model: Model, versions: Iterable[int]) -> frozenset[str]:
@@ -174,7 +188,8 @@ def comparisons(session: Session, *, model: Model, round_: Round, number: int) -
     outcomes = load_outcomes(
         session, model=model, versions={number, champion}, task_ids=[task.task_id for task in round_.tasks]
     )
-    return [_compare(task, outcomes=outcomes, number=number, champion=champion) for task in round_.tasks]
+    measured = [_compare(task, outcomes=outcomes, number=number, champion=champion) for task in round_.tasks]
+    return measured + round_.unmeasured
 
 
 def _compare(

@@ -3,7 +3,7 @@
 `matrix[k][i]` is the score of the k-th version of a lineage on task i. Rows follow the lineage in order and
 row 0 is version 0, the untouched base; the last row is the version being judged (n below). A cell is None
 where that version has no score on that task: a version without a head, or a pair that was never scored.
-Within a column all cells must stand on the same examples (`outcomes.common_accuracies`).
+Within a column cells must be comparable (`outcomes.carried_accuracies`).
 
 `learnt_at[i]` is the row of the version that learnt task i *first*, or None for a task the lineage has not
 learnt. Learning a task again does not move it.

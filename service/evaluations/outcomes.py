@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import reduce
 
 import numpy as np
 from numpy.typing import NDArray
@@ -171,17 +170,26 @@ def accuracy(outcomes: Outcomes) -> float | None:
     return float(outcomes.correct.mean()) if len(outcomes) else None
 
 
-def common_accuracies(versions: Sequence[Outcomes | None]) -> list[float | None]:
-    """Returns each version's accuracy on the examples that all scored versions share: one matrix column.
+def carried_accuracies(versions: Sequence[Outcomes | None]) -> list[float | None]:
+    """Returns each version's accuracy carried to the examples of the last scored one: a column to subtract in.
 
-    An eval set that grew makes later scores stand on more examples than earlier ones; on the shared examples
-    they can be subtracted. None stays None; all are None where nothing is shared.
+    An eval set that grew makes a later score stand on other examples than an earlier one, so that their bare
+    difference mixes forgetting with a change of the yardstick. Here the last scored version keeps its own accuracy a,
+    and an earlier one gets a − d, where d is the difference of the two on the examples both were scored on. Every
+    difference to the last is then exactly the paired one. None where there is no score, or no example in common.
     """
-    scored = [outcomes for outcomes in versions if outcomes is not None]
-    if not scored:
+    last = next((outcomes for outcomes in reversed(versions) if outcomes is not None), None)
+    level = None if last is None else accuracy(last)
+    if last is None or level is None:
         return [None] * len(versions)
-    shared = reduce(np.intersect1d, (outcomes.example_ids for outcomes in scored))
-    return [None if outcomes is None else accuracy(restrict(outcomes, shared)) for outcomes in versions]
+    return [None if outcomes is None else _carried(outcomes, last, level) for outcomes in versions]
+
+
+def _carried(outcomes: Outcomes, last: Outcomes, level: float) -> float | None:
+    paired = pair(outcomes, last)
+    if len(paired.example_ids) == 0:
+        return None
+    return level - float(paired.b_correct.mean()) + float(paired.a_correct.mean())
 
 
 def _convert(outcomes: Outcomes, name: str, dtype: type[np.generic]) -> None:

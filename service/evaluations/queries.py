@@ -7,7 +7,7 @@ import numpy as np
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from service.evaluations.outcomes import Outcomes, PackedOutcomes, common_accuracies, unpack
+from service.evaluations.outcomes import Outcomes, PackedOutcomes, accuracy, carried_accuracies, unpack
 from service.models import EvalSet, Model, Score
 
 Pair = tuple[int, str]  # version number, task id
@@ -89,26 +89,42 @@ def _union(earlier: Outcomes, later: Outcomes) -> Outcomes:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """A lineage's score matrix twice: one row per version, one column per task, None where there is no score.
+
+    `own` is what each version scored on all its eval examples. `carried` is the same brought to the examples of the
+    last version (`outcomes.carried_accuracies`), so that cells of a column may be subtracted; where no eval
+    set grew, both are equal.
+    """
+
+    own: list[list[float | None]]
+    carried: list[list[float | None]]
+
+
 def score_matrix(
     session: Session, *, model: Model, versions: Sequence[int], task_ids: Sequence[str]
-) -> list[list[float | None]]:
-    """Returns R: one row per version, one column per task, None where a version was not scored.
+) -> Scores:
+    """Returns R over a lineage.
 
-    Within a column all cells stand on the same examples. Where every version was scored on the very same eval
-    set (the usual case) the stored aggregates are used; where the set grew, outcomes are read and compared
-    on the examples that all of them share.
+    Where every version was scored on the very same eval set (the usual case) the stored aggregates are
+    used; outcomes are read only for tasks whose set grew.
     """
     aggregates = stored_scores(session, model=model, versions=versions, task_ids=task_ids)
     columns = {task_id: _column_of_one_set(aggregates, versions, task_id) for task_id in task_ids}
     grown = [task_id for task_id, column in columns.items() if column is None]
-    if grown:
-        outcomes = load_outcomes(session, model=model, versions=versions, task_ids=grown)
-        for task_id in grown:
-            columns[task_id] = common_accuracies([outcomes.get((version, task_id)) for version in versions])
-    return [
-        [column[row] for task_id in task_ids if (column := columns[task_id]) is not None]
-        for row in range(len(versions))
-    ]
+    outcomes = load_outcomes(session, model=model, versions=versions, task_ids=grown) if grown else {}
+    own, carried = [], []
+    for task_id in task_ids:
+        column = columns[task_id]
+        answers = [outcomes.get((version, task_id)) for version in versions]
+        own.append(column or [None if answer is None else accuracy(answer) for answer in answers])
+        carried.append(column or carried_accuracies(answers))
+    return Scores(own=_rows(own, len(versions)), carried=_rows(carried, len(versions)))
+
+
+def _rows(columns: Sequence[Sequence[float | None]], count: int) -> list[list[float | None]]:
+    return [[column[row] for column in columns] for row in range(count)]
 
 
 def _column_of_one_set(

@@ -12,6 +12,7 @@ from service.errors import NotFound
 from service.models import Example, Model, ReplayEntry, Task
 
 ROWS_PER_FETCH = 2000
+IDS_PER_COUNT = 100_000
 GIVEN_ID = re.compile(r"ex_([1-9][0-9]{0,17})")
 
 
@@ -86,6 +87,19 @@ def rows_by_id(session: Session, ids: Sequence[int]) -> Iterator[StoredExample]:
         )
         found = {row.id: _stored(row) for row in rows}
         yield from (found[key] for key in wanted if key in found)
+
+
+def count_stored(session: Session, ids: Sequence[int]) -> int:
+    """Returns how many of these ids still name a row, corrected or not; the others were erased."""
+    return sum(
+        session.scalar(
+            select(func.count())
+            .select_from(Example)
+            .where(Example.id == any_(literal(list(ids[start : start + IDS_PER_COUNT]), ARRAY(BigInteger))))
+        )
+        or 0
+        for start in range(0, len(ids), IDS_PER_COUNT)
+    )
 
 
 def live_examples(

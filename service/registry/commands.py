@@ -100,8 +100,7 @@ def archive_model(session: Session, *, model: str) -> None:
 
     Raises `Conflict` while an update is active or queued.
     """
-    row = get_model(session, model=model)
-    session.refresh(row, with_for_update=True)
+    row = get_model(session, model=model, lock=True)
     unfinished = session.scalar(
         select(Update.id)
         .where(Update.model_id == row.id, Update.state.in_((*ACTIVE, UpdateState.QUEUED)))
@@ -124,10 +123,15 @@ def promote(
     actor: str,
     reason: str | None,
     update_id: str | None,
-) -> AliasMove:
-    """Makes `version` the champion and writes the history row; a plain rollback will return to the present one."""
+) -> None:
+    """Makes `version` the champion and writes the history row; a plain rollback will return to the present one.
+
+    A version that is the champion already stays it, and no row is written. The caller holds the model's lock.
+    """
     champion = get_champion(session, model=model, lock=True)
-    return _move(
+    if champion.version == version:
+        return
+    _move(
         session, model=model, alias=CHAMPION, to=version, kind=kind, actor=actor, reason=reason,
         from_version=champion.version, predecessor=champion.move_id, update_id=update_id, current=champion,
     )  # fmt: skip
@@ -152,7 +156,7 @@ def put_alias(
             "'previous' follows the champion's history and cannot be set; move 'champion' or roll back.",
             code="reserved_alias", param="alias",
         )  # fmt: skip
-    row = get_model(session, model=model, for_change=True)
+    row = get_model(session, model=model, for_change=True, lock=True)
     get_version(session, model=row, version=version)
     current = get_alias(session, model=row, alias=alias, lock=True)
     _check_if_match(if_match, current)
@@ -192,7 +196,7 @@ def roll_back(session: Session, *, model: str, to: int | None, reason: str, acto
     Repeated plain rollbacks walk the champion's history back one promotion at a time. Raises `Conflict` when
     there is no previous champion or `to` already is the champion, `NotFound` for an unknown version.
     """
-    row = get_model(session, model=model, for_change=True)
+    row = get_model(session, model=model, for_change=True, lock=True)
     champion = get_champion(session, model=row, lock=True)
     if to is None:
         target = previous_champion(session, champion=champion)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import func, select
+from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.orm import Session
 
 from service.errors import Conflict, NotFound
@@ -25,12 +26,17 @@ CHAMPION = "champion"
 ACTIVE = (UpdateState.TRAINING, UpdateState.EVALUATING)
 
 
-def get_model(session: Session, *, model: str, for_change: bool = False) -> Model:
+def get_model(session: Session, *, model: str, for_change: bool = False, lock: bool = False) -> Model:
     """Returns the tenant's model of that name or id.
 
-    Raises `NotFound`; with `for_change` also `Conflict` for an archived model.
+    Raises `NotFound`; with `for_change` also `Conflict` for an archived model. `lock` holds the row to the end of the
+    transaction: whoever moves an alias takes it first, then the alias, then the update.
     """
-    row = session.scalar(select(Model).where((Model.name == model) | (Model.id == model)))
+    statement = select(Model).where((Model.name == model) | (Model.id == model))
+    if lock:
+        # Not against foreign keys: rows of the model may be added meanwhile.
+        statement = statement.with_for_update(key_share=True).execution_options(populate_existing=True)
+    row = session.scalar(statement)
     if row is None:
         raise NotFound(
             f"No model '{model}'. GET /v1/models lists yours.", code="model_not_found", param="model"
@@ -56,7 +62,9 @@ def get_version(session: Session, *, model: Model, version: int) -> Version:
 def get_alias(session: Session, *, model: Model, alias: str, lock: bool = False) -> Alias | None:
     """Returns the alias, with its row locked to the transaction's end if asked."""
     statement = select(Alias).where(Alias.model_id == model.id, Alias.name == alias)
-    return session.scalar(statement.with_for_update() if lock else statement)
+    if lock:
+        statement = statement.with_for_update().execution_options(populate_existing=True)
+    return session.scalar(statement)
 
 
 def get_champion(session: Session, *, model: Model, lock: bool = False) -> Alias:
@@ -183,7 +191,7 @@ def version_scores(
     rows = session.execute(
         select(Score.task_id, Score.score, Score.size)
         .where(Score.model_id == model.id, Score.version == version)
-        .distinct(Score.task_id)
+        .ext(distinct_on(Score.task_id))
         .order_by(Score.task_id, Score.created_at.desc())
     )
     scores = [TaskScore(task=names[task], score=score, eval_size=size) for task, score, size in rows]

@@ -1,11 +1,12 @@
 """What the registry's calls take and answer."""
 
+import re
 from datetime import datetime
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from service.schemas import FreeText, Metadata, Name
+from service.schemas import FreeText, Metadata, Name, storable
 
 TaskType = Literal["text-classification", "causal-lm"]
 
@@ -34,6 +35,17 @@ class AdapterSpec(Body):
         default="auto", max_length=256,
         description="'auto' (attention), a list of module names, or a regular expression over module paths",
     )  # fmt: skip
+
+    @field_validator("target_modules")
+    @classmethod
+    def _can_be_matched(cls, value: str | list[str]) -> str | list[str]:
+        if isinstance(value, str):
+            storable(value)
+            try:
+                re.compile(value)
+            except re.error as error:
+                raise ValueError(f"not a regular expression: {error}") from None
+        return value
 
     @model_validator(mode="after")
     def _rank_fits(self) -> "AdapterSpec":

@@ -92,8 +92,8 @@ class TaskEvidence:
 
     `score` is the new version's and `parent_score` its parent's, on the examples both answered. `learned_score`
     is that of the version which first learnt the task, `best_score` the best of any earlier version in the lineage
-    and `lineage_score` the new version's own, on the examples that the whole lineage answered (fewer where the
-    eval set grew); None where there is no score. `paired` is None where the parent has no outcomes. For graded scores `graded_interval` gives
+    and `lineage_score` the new version's own, all three in the column that may be subtracted in
+    (`outcomes.carried_accuracies`); None where there is no score. `paired` is None where the parent has no outcomes. For graded scores `graded_interval` gives
     the bounds on score minus parent_score, and flips say nothing about them.
     """
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sqlalchemy import func, select
+from sqlalchemy import ARRAY, BigInteger, any_, func, literal, select
 from sqlalchemy.orm import Session
 
 from service.dependencies import PageRequest, encode_cursor
@@ -25,11 +25,12 @@ Kind = Literal["negative", "positive"]
 
 @dataclass(frozen=True, slots=True)
 class Lineage:
-    """A lineage's tasks in the order they were learnt, its score matrix, and the row each task was learnt at."""
+    """A lineage's tasks in the order they were learnt, its scores, and the row each task was learnt at."""
 
     versions: Sequence[int]
     tasks: Sequence[Task]
-    matrix: Matrix
+    scores: Matrix  # as each version scored
+    matrix: Matrix  # carried to the last version's examples: to be subtracted in
     learnt_at: LearntAt
 
 
@@ -44,10 +45,12 @@ def read_lineage(session: Session, *, model: Model, version: Version) -> Lineage
     rows = {number: row for row, number in enumerate(version.lineage)}
     ordered = sorted(tasks, key=lambda task: (first_learnt.get(task.id, version.number + 1), task.seq))
     learnt_at = [rows[first_learnt[task.id]] if task.id in first_learnt else None for task in ordered]
-    matrix = score_matrix(
+    scores = score_matrix(
         session, model=model, versions=version.lineage, task_ids=[task.id for task in ordered]
     )
-    return Lineage(versions=version.lineage, tasks=ordered, matrix=matrix, learnt_at=learnt_at)
+    return Lineage(
+        versions=version.lineage, tasks=ordered, scores=scores.own, matrix=scores.carried, learnt_at=learnt_at
+    )
 
 
 def _first_learnt(session: Session, *, model: Model, lineage: Sequence[int]) -> dict[str, int]:
@@ -72,6 +75,7 @@ def forgetting(session: Session, *, model: str, version: int | None) -> Forgetti
         model=row.name, version=number, tasks=[task.name for task in lineage.tasks], versions=lineage.versions,
         matrix=lineage.matrix, learnt_at=lineage.learnt_at,
     )  # fmt: skip
+    document["matrix"] = [list(row) for row in lineage.scores]
     return ForgettingReport.model_validate(document)
 
 
@@ -221,7 +225,10 @@ def _page_of(session: Session, *, ids: Iterable[int], page: PageRequest) -> Sequ
     """The stored examples among `ids` from the page's start on; one more than its limit where there are more."""
     wanted = [example for example in ids if page.after is None or example > page.after]
     return session.scalars(
-        select(Example).where(Example.id.in_(wanted)).order_by(Example.id).limit(page.limit + 1)
+        select(Example)
+        .where(Example.id == any_(literal(wanted, ARRAY(BigInteger))))  # one parameter, however many ids
+        .order_by(Example.id)
+        .limit(page.limit + 1)
     ).all()
 
 

@@ -24,7 +24,7 @@ class TaskReport(BaseModel):
     score: float | None
     parent_score: float | None
     learned_score: float | None = Field(
-        description="Of the version that first learnt the task, on the examples that the whole lineage answered"
+        description="Of the version that first learnt the task, carried to this version's examples where the eval set grew"
     )
     best_score: float | None = Field(
         description="Best of any earlier version of the lineage, on the same examples; null for a new task"

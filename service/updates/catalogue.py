@@ -1,6 +1,7 @@
 """The strategies, as the workers' generated catalogue describes them; no torch is needed to check a request."""
 
 import json
+import math
 from functools import lru_cache
 from importlib.resources import files
 from typing import Any
@@ -33,6 +34,15 @@ def _offer() -> str:
     return f"Strategies are: {', '.join(sorted(strategies()))}."
 
 
+def _require_finite(parameters: dict[str, Any]) -> None:
+    for name, value in parameters.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise Unprocessable(
+                f"strategy.{name} must be a finite number, not {value}.",
+                code="invalid_strategy_parameters", param=f"strategy.{name}",
+            )  # fmt: skip
+
+
 def check_strategy(request: StrategyRequest, *, model: Model) -> dict[str, Any]:
     """Returns the strategy's parameters with defaults filled in.
 
@@ -55,6 +65,7 @@ def check_strategy(request: StrategyRequest, *, model: Model) -> dict[str, Any]:
                 code="strategy_not_applicable", param="strategy.name",
             )  # fmt: skip
     parameters = request.parameters
+    _require_finite(parameters)
     faults = sorted(
         Draft202012Validator(info.parameters).iter_errors(parameters), key=lambda fault: list(fault.path)
     )

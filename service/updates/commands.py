@@ -181,8 +181,8 @@ def cancel_update(session: Session, *, update_id: str, actor: str) -> Update:
 def approve_update(session: Session, *, update_id: str, actor: str, reason: str | None) -> Update:
     """Promotes a held candidate. Raises `Conflict` when it is not held, or was compared with another champion."""
     update = get_update(session, update_id=update_id)
-    model = session.get_one(Model, {"tenant_id": update.tenant_id, "id": update.model_id})
-    # The champion's row is locked before the update's, as everywhere: two orders would deadlock.
+    # Model, champion, update: everywhere in this order, for two orders would deadlock.
+    model = get_model(session, model=update.model_id, for_change=True, lock=True)
     champion = get_champion(session, model=model, lock=True)
     update = get_update(session, update_id=update_id, lock=True)
     _require_held(update)

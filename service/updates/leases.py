@@ -66,8 +66,9 @@ class LeaseState:
 def claim_next(session: Session, *, worker: str, lease_seconds: float) -> Claim | None:
     """Claims the next update to work on, or returns None. Needs a worker session that sees every tenant."""
     for query, source, target in (
-        (QUEUE_HEADS, UpdateState.QUEUED, UpdateState.TRAINING),
+        # First what a person waits for, and is done in seconds.
         (STALE_VERDICTS, UpdateState.AWAITING_APPROVAL, UpdateState.EVALUATING),
+        (QUEUE_HEADS, UpdateState.QUEUED, UpdateState.TRAINING),
     ):
         for update_id in session.scalars(query).all():
             claim = _claim(
@@ -135,6 +136,14 @@ def _held_by(claim: Claim) -> tuple[Any, ...]:
 def hold(session: Session, *, claim: Claim) -> Update | None:
     """Locks the claimed row to the transaction's end and returns it; None when the claim is lost."""
     return session.scalar(select(Update).where(*_held_by(claim)).with_for_update())
+
+
+def set_parent(session: Session, *, claim: Claim, version: int) -> bool:
+    """Notes the parent an attempt starts from; False when the claim is lost."""
+    row = session.execute(
+        update(Update).where(*_held_by(claim)).values(parent_version=version).returning(Update.id)
+    ).one_or_none()
+    return row is not None
 
 
 def begin_evaluating(session: Session, *, claim: Claim) -> bool:

@@ -12,7 +12,10 @@ from service.updates.schemas import UpdateRead
 def get_update(session: Session, *, update_id: str, lock: bool = False) -> Update:
     """Returns the tenant's update of that id. Raises `NotFound`."""
     statement = select(Update).where(Update.id == update_id)
-    row = session.scalar(statement.with_for_update() if lock else statement)
+    if lock:
+        # What was read before the lock may be old by now.
+        statement = statement.with_for_update().execution_options(populate_existing=True)
+    row = session.scalar(statement)
     if row is None:
         raise NotFound(f"No update '{update_id}'.", code="update_not_found", param="update")
     return row

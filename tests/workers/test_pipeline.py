@@ -333,3 +333,96 @@ def test_a_report_stays_coherent_when_the_eval_set_grows(world: World) -> None:
         task for task in world.get("/models/triage/versions/2/report")["tasks"] if task["task"] == "two"
     )
     assert (new["best_score"], new["forgetting"]) == (None, None)
+
+
+def test_a_person_erased_while_trained_on_is_not_learnt(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.model()
+    world.task("one")
+    world.examples(
+        "one", [{"text": "the one to be forgotten", "label": "os", "split": "train", "subject": "p1"}]
+    )
+    while_training(monkeypatch, lambda: world.client.delete("/v1/models/triage/examples?subject=p1"))
+    update = world.learn("one", training=LONG)
+    assert (update["status"], update["attempt"], update["version"]) == ("promoted", 1, 1)
+    events = [event["type"] for event in world.get(f"/updates/{update['id']}/events")["data"]]
+    assert events == ["queued", "training", "evaluating", "queued", "training", "evaluating", "promoted"]
+    assert world.get("/models/triage/versions/1")["statistics"]["fresh_rows"] == 24
+
+
+def test_a_cancel_is_heard_while_rows_are_read(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    import time
+
+    from workers import preparation
+
+    world.model()
+    world.task("one")
+    update = world.request("one")
+    original = preparation.write_rows
+
+    def slow(*args: Any, **kwargs: Any) -> int:
+        began = time.monotonic()
+        assert world.client.post(f"/v1/updates/{update['id']}/cancel").status_code == 200
+        assert time.monotonic() - began < 3  # the row is not locked meanwhile
+        monkeypatch.setattr(preparation, "write_rows", original)
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(preparation, "write_rows", slow)
+    world.work()
+    assert world.update(update["id"])["status"] == "cancelled"
+
+
+def test_an_artifact_in_use_by_an_unfinished_update_survives_the_sweep_of_orphans(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from service.artifacts import get_store
+    from workers import pipeline
+    from workers.housekeeping import ORPHAN_AGE_SECONDS, sweep_store
+
+    original = pipeline.score_round
+
+    def slow(**kwargs: Any) -> None:
+        original(**kwargs)
+        for sha256, _ in list(get_store().hashes()):
+            then = Path(get_store()._path(sha256)).stat().st_mtime - ORPHAN_AGE_SECONDS - 60
+            os.utime(get_store()._path(sha256), (then, then))
+        sweep_store()
+
+    world.model()
+    world.task("one")
+    monkeypatch.setattr(pipeline, "score_round", slow)
+    assert world.learn("one")["status"] == "promoted"
+    assert world.client.get("/v1/models/triage/versions/1/adapter").status_code == 200
+
+
+def test_a_task_whose_eval_rows_were_all_erased_leaves_the_gate_undecided(world: World) -> None:
+    world.model(gate={"max_regression": 0.9})
+    for task, labels in SUBJECTS[:2]:
+        world.task(task, labels)
+    world.learn("one")
+    for row in world.get("/models/triage/tasks/one/examples?split=eval&limit=100")["data"]:
+        assert world.client.delete(f"/v1/models/triage/tasks/one/examples/{row['id']}").status_code == 204
+    held = world.learn("two", promotion="gate")
+    assert (held["status"], held["verdict"]["decision"]) == ("awaiting_approval", "inconclusive")
+
+
+def test_a_candidate_made_champion_by_hand_while_it_is_scored_again_is_promoted_once(world: World) -> None:
+    from service.db import session_scope
+    from service.registry.queries import get_champion, get_model
+    from workers.pipeline import run_update
+
+    world.model()
+    for task, labels in SUBJECTS[:2]:
+        world.task(task, labels)
+    held = world.learn("one", promotion="manual")
+    world.request("two")
+    assert world.work_once()  # version 2 becomes champion; the held candidate wants to be compared again
+    claim = world.claim()
+    assert (claim.update_id, claim.rescore) == (held["id"], True)
+    assert world.client.put("/v1/models/triage/aliases/champion", json={"version": 1}).status_code == 200
+    run_update(claim, stopping=threading.Event())
+    assert world.update(held["id"])["status"] == "promoted"
+    assert world.get("/models/triage")["previous"] == 2
+    with session_scope(tenant="acme") as session:
+        assert get_champion(session, model=get_model(session, model="triage")).version == 1

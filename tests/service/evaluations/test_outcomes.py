@@ -9,7 +9,7 @@ from service.evaluations.outcomes import (
     NO_LABEL,
     Outcomes,
     accuracy,
-    common_accuracies,
+    carried_accuracies,
     flips,
     pack,
     pair,
@@ -132,12 +132,20 @@ def test_accuracy_is_the_share_answered_rightly_and_none_without_examples() -> N
     assert accuracy(outcomes([], [])) is None
 
 
-def test_a_grown_eval_set_is_compared_on_the_examples_that_all_versions_share() -> None:
+def test_an_earlier_score_is_carried_to_a_grown_eval_set_by_its_paired_difference() -> None:
+    # On examples 1 and 2 both answered, the later version gained 1/2; it has 2/4 of its own four right.
     old = outcomes([1, 2], [True, False])
     grown = outcomes([1, 2, 3, 4], [True, True, False, False])
-    assert common_accuracies([None, old, grown]) == [None, 0.5, 1.0]
-    assert common_accuracies([None, None]) == [None, None]
-    assert common_accuracies([old, outcomes([8], [True])]) == [None, None]
+    assert carried_accuracies([None, old, grown]) == [None, 0.0, 0.5]
+    assert carried_accuracies([old, grown, None]) == [0.0, 0.5, None]
+    assert carried_accuracies([old, old]) == [0.5, 0.5]
+
+
+def test_nothing_is_carried_where_nothing_is_shared() -> None:
+    old = outcomes([1, 2], [True, False])
+    assert carried_accuracies([None, None]) == [None, None]
+    assert carried_accuracies([old, outcomes([8], [True])]) == [None, 1.0]
+    assert carried_accuracies([old, outcomes([], [])]) == [None, None]
 
 
 def test_an_erased_example_leaves_the_others_as_they_were() -> None:

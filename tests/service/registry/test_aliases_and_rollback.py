@@ -134,3 +134,20 @@ def test_concurrent_rollbacks_take_turns(promoted: World, database: str) -> None
     with engine_for(database).connect() as connection:
         connection.execute(text("SET ROLE palimpsest_owner"))
         assert connection.execute(text("SELECT count(*) FROM alias_moves")).scalar() == 7
+
+
+def test_concurrent_first_moves_of_an_alias_take_turns(promoted: World) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    def put(version: int) -> int:
+        return promoted.client.put(
+            "/v1/models/triage/aliases/canary", json={"version": version % 3}
+        ).status_code
+
+    with ThreadPoolExecutor(8) as pool:
+        assert set(pool.map(put, range(16))) == {200}
+
+
+def test_making_the_champion_champion_again_changes_nothing(promoted: World) -> None:
+    assert promoted.client.put("/v1/models/triage/aliases/champion", json={"version": 3}).status_code == 200
+    assert champion(promoted) == (3, 2)

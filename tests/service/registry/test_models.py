@@ -104,3 +104,15 @@ def test_a_body_over_the_limit_is_413(client: TestClient) -> None:
     body = b'{"name": "' + b"x" * (17 * 1024 * 1024) + b'"}'
     answer = client.post("/v1/models", content=body, headers={"Content-Type": "application/json"})
     assert (answer.status_code, answer.json()["code"]) == (413, "body_too_large")
+
+
+def test_a_large_body_cannot_hide_behind_a_content_type(client: TestClient) -> None:
+    header = {"Content-Type": "application/x-ndjson", "Authorization": ""}
+    answer = client.post("/v1/models", content=b"x" * (17 * 1024 * 1024), headers=header)
+    assert answer.status_code == 413
+
+
+def test_target_modules_must_be_storable_and_matchable(client: TestClient) -> None:
+    for modules in ("a\x00", "(["):
+        answer = client.post("/v1/models", json={**MODEL, "adapter": {"target_modules": modules}})
+        assert (answer.status_code, answer.json()["code"]) == (422, "validation_error")

@@ -96,7 +96,10 @@ def test_every_task_shows_what_it_lost_against_its_parent_and_its_best() -> None
     assert refunds["flips"] == {"negative": 6, "positive": 2}
     assert returns["delta"] == pytest.approx(-0.20)  # (1 − 21) / 100
     assert shipping["delta"] == pytest.approx(0.70)
-    assert (shipping["best_score"], shipping["forgetting"]) == (None, None)  # new: there was nothing to forget
+    assert (shipping["best_score"], shipping["forgetting"]) == (
+        None,
+        None,
+    )  # new: there was nothing to forget
 
 
 def test_the_interval_in_the_report_is_the_one_the_gate_decided_on() -> None:

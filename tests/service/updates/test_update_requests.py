@@ -143,3 +143,11 @@ def test_a_broker_that_is_away_does_not_stop_a_request(ready: World, monkeypatch
 def test_a_label_that_is_judged_but_never_learnt_is_warned_of(ready: World) -> None:
     ready.examples("one", [{"text": "a slip of the pen", "label": "mahth", "split": "eval"}])
     assert any("'mahth'" in warning for warning in ready.request("one")["warnings"])
+
+
+def test_a_parameter_that_is_no_number_is_refused(ready: World) -> None:
+    body = b'{"tasks": ["one"], "strategy": {"name": "ewc", "strength": NaN}}'
+    answer = ready.client.post(
+        "/v1/models/triage/updates", content=body, headers={"Content-Type": "application/json"}
+    )
+    assert ready.problem(answer) == (422, "invalid_strategy_parameters")
