@@ -22,12 +22,12 @@ from service.embedded import Stack
 
 TASKS = 5
 CLASSES_PER_TASK = 4
-TRAIN_PER_CLASS = 40
+TRAIN_PER_CLASS = 30
 EVAL_PER_CLASS = 25
 CAPACITY = 600
 WITHIN_OF_JOINT = 0.05
 VISIBLE_FORGETTING = 0.20
-TRAINING: Json = {"max_length": 48, "seed": 0}
+TRAINING: Json = {"max_length": 40, "seed": 0}
 
 console = Console(highlight=False)
 if console.width < 110:  # the two matrices stand side by side
