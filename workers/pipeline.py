@@ -262,7 +262,9 @@ def _insert_version(session: Session, *, model: Model, trained: Trained) -> int:
     )  # fmt: skip
     session.flush()
     for piece in plan.slices:
-        rows = admit_examples(session, model=model, version=number, examples=_learnt(session, piece))
+        rows = admit_examples(
+            session, model=model, version=number, task=piece.name, examples=_learnt(session, piece)
+        )
         session.add(
             VersionTask(
                 tenant_id=model.tenant_id, model_id=model.id, version=number, task_id=piece.task_id,

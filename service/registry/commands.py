@@ -1,6 +1,5 @@
 """Writes of models, versions' aliases and history."""
 
-import secrets
 from typing import Any, Literal
 
 from sqlalchemy import func, select, update
@@ -35,7 +34,7 @@ def create_model(session: Session, *, request: ModelCreate, tenant: str, actor: 
     model = Model(
         tenant_id=tenant, id=new_id("mdl"), name=request.name, base_model=request.base_model,
         task_type=request.task_type, adapter=request.adapter.model_dump(), replay=request.replay.model_dump(),
-        gate=request.gate.model_dump(), user_metadata=request.metadata, buffer_seed=secrets.randbits(62),
+        gate=request.gate.model_dump(), user_metadata=request.metadata, buffer_seed=request.replay.seed,
     )  # fmt: skip
     try:
         with session.begin_nested():

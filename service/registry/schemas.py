@@ -67,6 +67,12 @@ class ReplaySpec(Body):
         description="balanced: equal shares per task and label; reservoir: one uniform sample of everything learnt; "
         "weighted: balanced, and within a share rows are drawn by their `weight`",
     )
+    seed: int = Field(
+        default=0,
+        ge=0,
+        lt=2**62,
+        description="Same seed and same data: same buffer. Fixed when the model is made",
+    )
 
 
 class GateSpec(Body):

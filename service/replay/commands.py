@@ -13,8 +13,12 @@ from service.replay.quotas import priority, stratum
 ROWS_PER_COPY = 5000
 
 
-def admit_examples(session: Session, *, model: Model, version: int, examples: Iterable[StoredExample]) -> int:
-    """Admits the examples a version learnt, with their strata and priorities; returns how many.
+def admit_examples(
+    session: Session, *, model: Model, version: int, task: str, examples: Iterable[StoredExample]
+) -> int:
+    """Admits the examples of a task that a version learnt, with their strata and priorities; returns how many.
+
+    Both stand on the task's name and the examples' content, not on ids: same data, same buffer.
 
     Rows go through COPY into a temporary table: COPY cannot write where row-level security applies.
     An example erased since it was trained on is left out.
@@ -24,7 +28,7 @@ def admit_examples(session: Session, *, model: Model, version: int, examples: It
             "CREATE TEMPORARY TABLE admissions (stratum text, priority double precision, example_id bigint) ON COMMIT DROP"
         )
     )
-    rows = (_admission(model, example) for example in examples)
+    rows = (_admission(model, task, example) for example in examples)
     # In pieces: the examples stream from a cursor of the same connection, which waits while a COPY runs.
     while piece := list(islice(rows, ROWS_PER_COPY)):
         _copy(session, piece)
@@ -40,11 +44,11 @@ def admit_examples(session: Session, *, model: Model, version: int, examples: It
     return int(getattr(result, "rowcount", 0))
 
 
-def _admission(model: Model, example: StoredExample) -> tuple[str, float, int]:
+def _admission(model: Model, task: str, example: StoredExample) -> tuple[str, float, int]:
     policy = model.replay["policy"]
     weight = example.weight if policy == "weighted" else 1.0
-    rank = priority(model.buffer_seed, example.task_id, example.content_hash, weight)
-    return stratum(policy, example.task_id, example.label), rank, example.id
+    rank = priority(model.buffer_seed, task, example.content_hash, weight)
+    return stratum(policy, task, example.label), rank, example.id
 
 
 def _copy(session: Session, rows: Sequence[tuple[str, float, int]]) -> None:

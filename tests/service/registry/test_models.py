@@ -13,7 +13,7 @@ def test_a_new_model_starts_at_the_untouched_base(client: TestClient) -> None:
     assert body == created.json()
     assert (body["champion"], body["previous"], body["labels"], body["active_update"]) == (0, None, [], None)
     assert body["gate"]["max_regression"] == 0.02
-    assert body["replay"] == {"capacity": 500, "policy": "balanced"}
+    assert body["replay"] == {"capacity": 500, "policy": "balanced", "seed": 0}
 
 
 def test_an_unknown_base_model_is_refused_and_the_offer_named(client: TestClient) -> None:
@@ -62,7 +62,7 @@ def test_a_model_changes_in_what_may_change(client: TestClient) -> None:
         "/v1/models/triage",
         json={"replay": {"capacity": 7}, "gate": {"max_regression": 0.1}, "metadata": {"a": 1}},
     ).json()
-    assert changed["replay"] == {"capacity": 7, "policy": "balanced"}
+    assert changed["replay"] == {"capacity": 7, "policy": "balanced", "seed": 0}
     assert changed["gate"]["max_regression"] == 0.1
     assert changed["metadata"] == {"a": 1}
     unknown = client.patch("/v1/models/triage", json={"base_model": "x"})
