@@ -72,7 +72,6 @@ def session_scope(
             if not connection.in_nested_transaction():
                 _enter(connection, role=role, tenant=tenant)
 
-        session.info["tenant"] = tenant
         with session.begin():
             yield session
         for action in session.info.pop("after_commit", []):

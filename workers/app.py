@@ -20,25 +20,25 @@ app = celery_app
 __all__ = ["app", "run_updates"]
 
 
-@setup_logging.connect  # type: ignore[untyped-decorator]
+@setup_logging.connect  # type: ignore[untyped-decorator]  # celery ships no types
 def on_setup_logging(**_: object) -> None:
     """Keeps Celery from setting up logging of its own."""
     configure_logging()
 
 
-@worker_init.connect  # type: ignore[untyped-decorator]
+@worker_init.connect  # type: ignore[untyped-decorator]  # celery ships no types
 def on_worker_init(**_: object) -> None:
     """Starts the fork server, so that a child with torch loaded is ready in a blink."""
     start_forkserver(get_settings().torch_threads)
 
 
-@worker_ready.connect  # type: ignore[untyped-decorator]
+@worker_ready.connect  # type: ignore[untyped-decorator]  # celery ships no types
 def on_worker_ready(**_: object) -> None:
     """Sweeps beside the work: any number of sweepers may run."""
     threading.Thread(target=sweep_forever, args=(stopping,), name="sweeper", daemon=True).start()
 
 
-@worker_shutting_down.connect  # type: ignore[untyped-decorator]
+@worker_shutting_down.connect  # type: ignore[untyped-decorator]  # celery ships no types
 def on_worker_shutting_down(**_: object) -> None:
     """Makes the running update write a checkpoint and go back to the queue."""
     stopping.set()

@@ -228,7 +228,7 @@ def serve(pipe: Connection, torch_threads: int | None) -> None:
     while True:
         call, number, request = inbox.requests.get()
         with Reporter(pipe, number) as reporter:
-            outcome = answer(call, request, reporter, lambda number=number: inbox.signal_for(number))  # type: ignore[misc]
+            outcome = answer(call, request, reporter, lambda number=number: inbox.signal_for(number))  # type: ignore[misc]  # a default argument binds the loop variable
         reporter.send(*outcome)
 
 

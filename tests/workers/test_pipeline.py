@@ -35,7 +35,7 @@ def kill_child() -> None:
     """Kills the training child as the kernel's out-of-memory killer would."""
     from multiprocessing import forkserver
 
-    server = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
+    server = forkserver._forkserver._forkserver_pid
     for entry in Path("/proc").glob("[0-9]*/stat"):
         try:
             parent = int(entry.read_text().rsplit(")", 1)[1].split()[1])

@@ -182,7 +182,7 @@ class FisherMeter:
     def _forward_hook(self, name: str) -> Any:
         def keep(_layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             self._inputs[name] = inputs[0].detach().float()
-            output.register_hook(lambda gradient: self._accumulate(name, gradient))  # type: ignore[no-untyped-call]
+            output.register_hook(lambda gradient: self._accumulate(name, gradient))  # type: ignore[no-untyped-call]  # torch leaves it untyped
 
         return keep
 

@@ -60,7 +60,7 @@ def train(request: TrainRequest, *, on_progress: OnProgress, should_stop: Should
     watch.at("saving", loop.total_steps, loop.total_steps, loop.curve.recent)
     version = finished_version(run, strategy, sha256)
     if state:
-        version.states[strategy.name] = state  # type: ignore[index]
+        version.states[strategy.name] = state  # type: ignore[index]  # made with a plain dict
     write_version(Path(request.output), version)
     return loop.result(time.monotonic() - began)
 
@@ -165,7 +165,7 @@ class Loop:
             batch = collate(self.run.fresh, self.run.replay, pick).to(self.run.device)
             with self.run.autocast():
                 loss = self.strategy.loss(model, batch) / len(picks)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
             total += loss.detach()
         self.strategy.adjust_gradients(model)
         norm = torch.nn.utils.clip_grad_norm_(model.trainable().values(), settings.max_grad_norm)

@@ -33,7 +33,7 @@ def prepare(request: TrainRequest, strategy: Strategy, watch: Watch) -> tuple[Ru
     fresh, replay = (
         tokenise(
             rows, tokenizer, labels=request.labels, max_length=request.settings.max_length,
-            poll=lambda done, before=before: watch.at("tokenising", before + done, total),  # type: ignore[misc]
+            poll=lambda done, before=before: watch.at("tokenising", before + done, total),  # type: ignore[misc]  # a default argument binds the loop variable
         )
         for rows, before in ((fresh_rows, 0), (replay_rows, len(fresh_rows)))
     )  # fmt: skip

@@ -37,7 +37,7 @@ class Launchers:
         for name in GIVEN:
             environment.pop(name, None)
         settings = {"env": environment, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        process: subprocess.Popen[str] = subprocess.Popen(command, **{**settings, **options})  # type: ignore[call-overload]
+        process: subprocess.Popen[str] = subprocess.Popen(command, **{**settings, **options})
         self.started.append(process)
         return process
 

@@ -119,7 +119,7 @@ def test_a_relearnt_task_is_held_to_the_old_bound_and_to_the_new_score() -> None
 def test_graded_scores_are_judged_by_their_bootstrap_interval(
     interval: tuple[float, float], role: str, decision: Decision
 ) -> None:
-    graded = Comparison("chat", role, 50, -1.02, -1.0, 0, 0, graded_interval=interval)  # type: ignore[arg-type]
+    graded = Comparison("chat", role, 50, -1.02, -1.0, 0, 0, graded_interval=interval)
     (reason,) = decide(POLICY, [graded]).reasons
     assert reason.decision == decision
     assert reason.observed == pytest.approx(-0.02)
@@ -203,4 +203,4 @@ def test_a_policy_that_tolerates_nothing_is_told_that_only_a_gain_passes() -> No
 def test_a_policy_outside_its_ranges_is_refused(values: dict[str, float]) -> None:
     (name,) = values
     with pytest.raises(ValueError, match=name):
-        GatePolicy(**values)  # type: ignore[arg-type]
+        GatePolicy(**values)

@@ -94,7 +94,7 @@ def test_forward_transfer_uses_the_tasks_whose_base_score_exists() -> None:
 def test_retention_is_relative_to_the_first_score_and_names_the_worst() -> None:
     # a: 0.75 / 0.90 = 0.8333, b: 0.50 / 0.80 = 0.625; mean 0.72917
     found = retention(CLASSIFIER, IN_TURN)
-    assert found == Retention(mean=pytest.approx(0.7291667), worst=pytest.approx(0.625))  # type: ignore[arg-type]
+    assert found == Retention(mean=pytest.approx(0.7291667), worst=pytest.approx(0.625))
 
 
 def test_retention_leaves_out_a_task_that_was_learnt_at_zero() -> None:
@@ -214,7 +214,7 @@ def test_no_metric_depends_on_the_order_of_tasks(
 ) -> None:
     matrix, learnt = lineage
     order = list(range(len(learnt)))
-    shuffle.shuffle(order)  # type: ignore[attr-defined]
+    shuffle.shuffle(order)
     moved = summarise([[row[i] for i in order] for row in matrix], [learnt[i] for i in order])
     original = summarise(matrix, learnt)
     for name in ("average_accuracy", "learning_accuracy", "backward_transfer", "forgetting", "stability"):

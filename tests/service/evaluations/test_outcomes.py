@@ -51,7 +51,7 @@ def any_outcomes(draw: st.DrawFn) -> Outcomes:
 @given(any_outcomes(), st.randoms(use_true_random=False))
 def test_packed_outcomes_come_back_in_the_order_of_the_eval_set(before: Outcomes, shuffle: object) -> None:
     places = list(range(len(before)))
-    shuffle.shuffle(places)  # type: ignore[attr-defined]
+    shuffle.shuffle(places)
     order = before.example_ids[places]
     after = unpack(pack(before, order), order)
     np.testing.assert_array_equal(after.example_ids, order)

@@ -174,7 +174,7 @@ def test_the_buffer_does_not_depend_on_the_order_of_arrival(
     offered: list[Candidate], capacity: int, shuffle: object
 ) -> None:
     moved = list(offered)
-    shuffle.shuffle(moved)  # type: ignore[attr-defined]
+    shuffle.shuffle(moved)
     assert select(moved, capacity) == select(offered, capacity)
 
 
@@ -211,14 +211,14 @@ def test_policies_differ_in_their_strata() -> None:
     assert stratum("reservoir", "t1", "spam") == stratum("reservoir", "t2", None)
     for policy in ("balanced", "weighted", "herding"):
         pairs = [("t1", "spam"), ("t1", "ham"), ("t2", "spam"), ("t1", None), ("t1", "")]
-        assert len({stratum(policy, task, label) for task, label in pairs}) == len(pairs)  # type: ignore[arg-type]
+        assert len({stratum(policy, task, label) for task, label in pairs}) == len(pairs)
 
 
 def test_a_stratum_that_could_be_mistaken_for_another_is_refused() -> None:
     with pytest.raises(ValueError, match="slash"):
         stratum("balanced", "a/b", "c")
     with pytest.raises(ValueError, match="unknown replay policy"):
-        stratum("newest", "a", "b")  # type: ignore[arg-type]
+        stratum("newest", "a", "b")
 
 
 def test_herding_keeps_the_order_of_selection() -> None:

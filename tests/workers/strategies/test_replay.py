@@ -37,7 +37,7 @@ def batch(labels: list[int]) -> Any:
 def test_sequential_is_mean_cross_entropy() -> None:
     # Softmax of (0, ln 3) is (1/4, 3/4).
     model = Fixed([[0.0, math.log(3)], [0.0, math.log(3)]])
-    loss = Sequential({}).loss(model, batch([0, 1]))  # type: ignore[arg-type]
+    loss = Sequential({}).loss(model, batch([0, 1]))
     assert float(loss) == pytest.approx((math.log(4) + math.log(4 / 3)) / 2)
 
 
@@ -45,7 +45,7 @@ def test_replay_shifts_logits_by_the_log_of_the_label_shares() -> None:
     strategy = Replay({})
     strategy.offsets = torch.tensor([0.75, 0.25]).log()
     # Even logits: the shifted softmax is the shares themselves.
-    loss = strategy.loss(Fixed([[0.0, 0.0], [0.0, 0.0]]), batch([0, 1]))  # type: ignore[arg-type]
+    loss = strategy.loss(Fixed([[0.0, 0.0], [0.0, 0.0]]), batch([0, 1]))
     assert float(loss) == pytest.approx(-(math.log(0.75) + math.log(0.25)) / 2)
 
 
