@@ -129,18 +129,6 @@ def unpack(packed: PackedOutcomes, order: Ids) -> Outcomes:
     )
 
 
-def restrict(outcomes: Outcomes, example_ids: Ids) -> Outcomes:
-    """Returns the outcomes on those of `example_ids` that were scored, keeping the outcomes' order."""
-    keep = np.isin(outcomes.example_ids, np.asarray(example_ids, dtype=np.int64))
-    return Outcomes(
-        example_ids=outcomes.example_ids[keep],
-        correct=outcomes.correct[keep],
-        predicted=outcomes.predicted[keep],
-        confidence=outcomes.confidence[keep],
-        graded=None if outcomes.graded is None else outcomes.graded[keep],
-    )
-
-
 def pair(a: Outcomes, b: Outcomes) -> Paired:
     """Returns two versions' outcomes on the examples both were scored on; `a` is the version before."""
     ids, at_a, at_b = np.intersect1d(a.example_ids, b.example_ids, assume_unique=True, return_indices=True)

@@ -13,7 +13,6 @@ from service.evaluations.outcomes import (
     flips,
     pack,
     pair,
-    restrict,
     unpack,
 )
 
@@ -146,9 +145,3 @@ def test_nothing_is_carried_where_nothing_is_shared() -> None:
     assert carried_accuracies([None, None]) == [None, None]
     assert carried_accuracies([old, outcomes([8], [True])]) == [None, 1.0]
     assert carried_accuracies([old, outcomes([], [])]) == [None, None]
-
-
-def test_an_erased_example_leaves_the_others_as_they_were() -> None:
-    kept = restrict(outcomes([4, 2, 8], [True, False, True]), np.array([8, 4]))
-    assert kept.example_ids.tolist() == [4, 8]
-    assert kept.predicted.tolist() == [0, 2]
