@@ -111,5 +111,5 @@ def decide_alone(
     nothing = np.zeros(0, dtype=np.int64)
     for row in rows:
         watch.obey()
-        batch = collate(table, table, Pick(np.array([row]), nothing)).to(model.head.bias.device)
+        batch = collate(table, table, Pick(np.array([row]), nothing, nothing)).to(model.head.bias.device)
         logits[row] = model(batch)[0].float().cpu()

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
+from workers.training.adapters import Adapter, compress, concatenate
 from workers.training.batches import Batch
 from workers.training.classifier import Classifier
 from workers.training.errors import TrainingFailed
@@ -38,6 +39,9 @@ class Strategy(ABC):
     adapter: ClassVar[Literal["continued", "added"]] = "continued"
     """`added`: a fresh adapter is trained over the frozen parent, and the version is their sum."""
 
+    trains: ClassVar[bool] = True
+    """Whether there are optimiser steps at all; without them everything happens in `start` and `finish`."""
+
     params_type: ClassVar[type[Params]] = Params
     params: Params
 
@@ -54,6 +58,16 @@ class Strategy(ABC):
         """Share of buffered rows in the training mix."""
         return 0.0
 
+    @property
+    def replay_draws(self) -> int:
+        """How many independent draws from the buffer share the replayed rows of a batch (`batch.draw`)."""
+        return 1
+
+    @property
+    def validation_fraction(self) -> float:
+        """Share of fresh and of buffered rows held out of training, as `run.validation`."""
+        return 0.0
+
     def start(self, run: Run) -> None:  # noqa: B027 - most methods have nothing to do here
         """Prepare, once, before the first step and again on resuming; must be a function of the run alone."""
 
@@ -63,6 +77,21 @@ class Strategy(ABC):
 
     def adjust_gradients(self, model: Classifier) -> None:  # noqa: B027
         """Change gradients in place after backward and before clipping (projection methods)."""
+
+    def adjust_step(self, model: Classifier) -> None:  # noqa: B027
+        """Change parameters in place after the optimiser's step: Adam does not keep to a projected gradient."""
+
+    def combine(self, run: Run, trained: Adapter) -> tuple[Adapter, float]:
+        """Make the version's one adapter of the one just trained, before `finish`.
+
+        The model's head may be changed in place here.
+
+        Returns:
+            The adapter, of rank `max_rank` at most, and the relative error of its compression (0 for none).
+        """
+        if self.adapter == "added" and run.parent is not None:
+            return compress(concatenate(run.parent.adapter, trained), run.request.adapter.max_rank)
+        return trained, 0.0
 
     def finish(self, run: Run) -> dict[str, Tensor]:
         """Return the state that the next update needs, stored beside the adapter; empty for none."""

@@ -93,11 +93,44 @@ class TokenTable:
         """At most `rows` of the rows, drawn without replacement by `seed`, in table order."""
         if rows >= len(self):
             return self
-        picked = np.sort(np.random.default_rng([seed, 2]).permutation(len(self))[:rows])
-        starts = np.zeros(rows + 1, dtype=np.int64)
+        return self.take(np.sort(np.random.default_rng([seed, 2]).permutation(len(self))[:rows]))
+
+    def take(self, picked: Indices) -> "TokenTable":
+        """The rows at the positions `picked`, in that order."""
+        starts = np.zeros(len(picked) + 1, dtype=np.int64)
         np.cumsum(self.lengths[picked], out=starts[1:])
-        tokens = np.concatenate([self.row(int(i)) for i in picked])
-        return TokenTable(tokens, starts, self.labels[picked], self.ids[picked], self.padding_id)
+        tokens = [self.row(int(i)) for i in picked]
+        return TokenTable(
+            np.concatenate(tokens) if tokens else np.zeros(0, dtype=np.int32),
+            starts,
+            self.labels[picked],
+            self.ids[picked],
+            self.padding_id,
+        )
+
+    def split(self, fraction: float, *, seed: int) -> tuple["TokenTable", "TokenTable"]:
+        """Hold a share of every label's rows out, by `seed`: the rows that stay and those held out.
+
+        A label keeps at least one of its rows, so one with a single row is not represented among those held out.
+        """
+        if fraction == 0:
+            return self, self.take(np.zeros(0, dtype=np.int64))
+        order = np.random.default_rng([seed, 4]).permutation(len(self))
+        held = np.zeros(len(self), dtype=bool)
+        for label in np.unique(self.labels):
+            rows = order[self.labels[order] == label]
+            held[rows[: min(len(rows) - 1, round(fraction * len(rows)))]] = True
+        return self.take(np.flatnonzero(~held)), self.take(np.flatnonzero(held))
+
+    def joined(self, other: "TokenTable") -> "TokenTable":
+        """These rows, then the other table's."""
+        return TokenTable(
+            np.concatenate([self.tokens, other.tokens]),
+            np.concatenate([self.starts, self.starts[-1] + other.starts[1:]]),
+            np.concatenate([self.labels, other.labels]),
+            np.concatenate([self.ids, other.ids]),
+            self.padding_id,
+        )
 
     def label_counts(self, labels: int) -> NDArray[np.float64]:
         """How many rows carry each of the head's `labels`."""
@@ -135,13 +168,21 @@ def tokenise(
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One collated batch: `input_ids` and `attention_mask` [rows, tokens], `labels` and `replayed` [rows]."""
+    """One collated batch: `input_ids` and `attention_mask` [rows, tokens], `labels` and `draw` [rows].
+
+    `draw` is 0 for a fresh row and counts the independent draws from the buffer from 1 on.
+    """
 
     input_ids: Tensor
     attention_mask: Tensor
     labels: Tensor
-    replayed: Tensor
+    draw: Tensor
     ids: tuple[int, ...]
+
+    @property
+    def replayed(self) -> Tensor:
+        """Which rows come from the buffer [rows]."""
+        return self.draw > 0
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on `device`."""
@@ -155,17 +196,18 @@ class Batch:
             moved(self.input_ids),
             moved(self.attention_mask),
             moved(self.labels),
-            moved(self.replayed),
+            moved(self.draw),
             self.ids,
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Pick:
-    """The rows of one batch: positions in the fresh and in the replay table."""
+    """The rows of one batch: positions in the fresh and in the replay table, and which draw each of the latter is of."""
 
     fresh: Indices
     replay: Indices
+    draw: Indices
 
 
 def collate(fresh: TokenTable, replay: TokenTable, pick: Pick) -> Batch:
@@ -177,12 +219,12 @@ def collate(fresh: TokenTable, replay: TokenTable, pick: Pick) -> Batch:
     for index, row in enumerate(rows):
         input_ids[index, : len(row)] = row
         mask[index, : len(row)] = 1
-    replayed = np.arange(len(rows)) >= len(pick.fresh)
+    draw = np.concatenate([np.zeros(len(pick.fresh), dtype=np.int64), pick.draw])
     return Batch(
         input_ids=torch.from_numpy(input_ids),
         attention_mask=torch.from_numpy(mask),
         labels=torch.from_numpy(np.concatenate([fresh.labels[pick.fresh], replay.labels[pick.replay]])),
-        replayed=torch.from_numpy(replayed),
+        draw=torch.from_numpy(draw),
         ids=tuple(int(i) for i in np.concatenate([fresh.ids[pick.fresh], replay.ids[pick.replay]])),
     )
 
@@ -194,7 +236,8 @@ class Mix:
     An epoch takes each fresh row once, and replays as many rows as make `replay_fraction` of the whole. The
     buffer is gone through in shuffled rounds that run on from epoch to epoch, so an epoch costs
     `fresh / (1 - replay_fraction)` rows however large the buffer or the model's history has grown, and
-    no buffered row is drawn twice before all have been drawn once.
+    no buffered row is drawn twice before all have been drawn once. With several `draws` each has an equal part of
+    the replayed rows and goes through the buffer on its own, independently of the others.
     """
 
     fresh: Indices
@@ -202,13 +245,15 @@ class Mix:
     batch_size: int
     replay_fraction: float
     seed: int
+    draws: int = 1
 
     @property
     def replay_rows(self) -> int:
-        """Rows replayed in one epoch."""
+        """Rows replayed in one epoch, over all draws."""
         if len(self.replay) == 0 or self.replay_fraction == 0:
             return 0
-        return round(len(self.fresh) * self.replay_fraction / (1 - self.replay_fraction))
+        wanted = len(self.fresh) * self.replay_fraction / (1 - self.replay_fraction)
+        return round(wanted / self.draws) * self.draws
 
     @property
     def batches(self) -> int:
@@ -219,20 +264,26 @@ class Mix:
         """The batches of epoch `number` (from 0), each with its share of fresh and replayed rows."""
         generator = np.random.default_rng([self.seed, 0, number])
         fresh = generator.permutation(len(self.fresh))
-        replay = self.replayed(number)
+        replay = np.concatenate([self.replayed(number, draw) for draw in range(1, self.draws + 1)])
+        draw = np.repeat(np.arange(1, self.draws + 1), len(replay) // self.draws)
+        order = np.argsort(np.arange(len(replay)) % max(1, len(replay) // self.draws), kind="stable")
         pools = max(1, (len(fresh) + len(replay)) // (self.batch_size * POOL_BATCHES))
         picks = []
-        for fresh_pool, replay_pool in zip(
-            np.array_split(fresh, pools), np.array_split(replay, pools), strict=True
+        for fresh_pool, replay_pool, draw_pool in zip(
+            np.array_split(fresh, pools),
+            np.array_split(replay[order], pools),
+            np.array_split(draw[order], pools),
+            strict=True,
         ):
-            picks.extend(self.bucket(fresh_pool, replay_pool))
+            picks.extend(self.bucket(fresh_pool, replay_pool, draw_pool))
         return [picks[i] for i in generator.permutation(len(picks))]
 
-    def bucket(self, fresh_pool: Indices, replay_pool: Indices) -> list[Pick]:
+    def bucket(self, fresh_pool: Indices, replay_pool: Indices, draw_pool: Indices) -> list[Pick]:
         """Cut one pool into batches of rows of like length, fresh and replayed side by side."""
         count = -(-(len(fresh_pool) + len(replay_pool)) // self.batch_size)
         by_length = fresh_pool[np.argsort(self.fresh[fresh_pool], kind="stable")]
-        replay_by_length = replay_pool[np.argsort(self.replay[replay_pool], kind="stable")]
+        by_replay_length = np.argsort(self.replay[replay_pool], kind="stable")
+        replay_by_length, draw_by_length = replay_pool[by_replay_length], draw_pool[by_replay_length]
         # Split at opposite roundings, so that no batch gets the larger piece of both.
         cuts = np.arange(count + 1)
         fresh_cuts = cuts * len(fresh_pool) // count
@@ -241,18 +292,19 @@ class Mix:
             Pick(
                 by_length[fresh_cuts[i] : fresh_cuts[i + 1]],
                 replay_by_length[replay_cuts[i] : replay_cuts[i + 1]],
+                draw_by_length[replay_cuts[i] : replay_cuts[i + 1]],
             )
             for i in range(count)
         ]
 
-    def replayed(self, number: int) -> Indices:
-        """The buffer rows of epoch `number`: its stretch of an endless sequence of shuffled rounds."""
-        size, wanted = len(self.replay), self.replay_rows
+    def replayed(self, number: int, draw: int = 1) -> Indices:
+        """The buffer rows of epoch `number` in one draw: its stretch of an endless sequence of shuffled rounds."""
+        size, wanted = len(self.replay), self.replay_rows // self.draws
         if wanted == 0:
             return np.zeros(0, dtype=np.int64)
         first, last = number * wanted, (number + 1) * wanted
         rounds = [
-            np.random.default_rng([self.seed, 1, turn]).permutation(size)
+            np.random.default_rng([self.seed, 1, turn, draw]).permutation(size)
             for turn in range(first // size, -(-last // size))
         ]
         return np.concatenate(rounds)[first % size :][:wanted]
@@ -263,4 +315,4 @@ def in_length_order(table: TokenTable, batch_size: int) -> Iterator[Pick]:
     order = np.argsort(-table.lengths, kind="stable")
     nothing = np.zeros(0, dtype=np.int64)
     for start in range(0, len(order), batch_size):
-        yield Pick(order[start : start + batch_size], nothing)
+        yield Pick(order[start : start + batch_size], nothing, nothing)

@@ -9,7 +9,7 @@ import torch
 
 from workers.strategies.base import Strategy
 from workers.strategies.catalogue import strategy_of
-from workers.training.adapters import compress, concatenate, detach
+from workers.training.adapters import Adapter, detach
 from workers.training.batches import Mix, Pick, collate
 from workers.training.checkpoints import (
     Checkpoint,
@@ -53,23 +53,21 @@ def train(request: TrainRequest, *, on_progress: OnProgress, should_stop: Should
         loop.resume()
         loop.train()
         watch.at("consolidating")
+        adapter, error = strategy.combine(run, detach(run.model.encoder))
         state = strategy.finish(run)
     except Stopped:
         loop.save_checkpoint()
         raise
     watch.at("saving", loop.total_steps, loop.total_steps, loop.curve.recent)
-    version = finished_version(run, strategy, sha256)
+    version = finished_version(run, strategy, sha256, adapter, error)
     if state:
         version.states[strategy.name] = state  # type: ignore[index]  # made with a plain dict
     write_version(Path(request.output), version)
     return loop.result(time.monotonic() - began)
 
 
-def finished_version(run: Run, strategy: Strategy, sha256: str) -> Version:
+def finished_version(run: Run, strategy: Strategy, sha256: str, adapter: Adapter, error: float) -> Version:
     """The version just trained: always one adapter, whatever it was trained as."""
-    adapter, error = detach(run.model.encoder), 0.0
-    if strategy.adapter == "added" and run.parent is not None:
-        adapter, error = compress(concatenate(run.parent.adapter, adapter), run.request.adapter.max_rank)
     facts = facts_of(
         run.request,
         sha256=sha256,
@@ -109,9 +107,10 @@ class Loop:
             batch_size=settings.batch_size,
             replay_fraction=strategy.replay_fraction,
             seed=settings.seed,
+            draws=strategy.replay_draws,
         )
         steps_per_epoch = -(-mix.batches // settings.gradient_accumulation)
-        planned = settings.epochs * steps_per_epoch
+        planned = settings.epochs * steps_per_epoch if strategy.trains else 0
         return cls(
             run=run,
             strategy=strategy,
@@ -173,6 +172,7 @@ class Loop:
         if self.run.device.type == "cpu" or self.step % SETTLE_STEPS_ON_GPU == 0:
             self.curve.settle()
         self.optimiser.step()
+        self.strategy.adjust_step(model)
 
     def save_checkpoint(self) -> None:
         """Write where the run stands; a bad number met since the last look is raised instead of saved."""

@@ -38,6 +38,8 @@ def prepare(request: TrainRequest, strategy: Strategy, watch: Watch) -> tuple[Ru
         for rows, before in ((fresh_rows, 0), (replay_rows, len(fresh_rows)))
     )  # fmt: skip
     watch.at("preparing")
+    seed, share = request.settings.seed, strategy.validation_fraction
+    (fresh, held), (replay, held_replay) = fresh.split(share, seed=seed), replay.split(share, seed=seed)
     device = choose_device()
     model = build_model(request, strategy, parent).to(device)
     run = Run(
@@ -47,6 +49,7 @@ def prepare(request: TrainRequest, strategy: Strategy, watch: Watch) -> tuple[Ru
         autocast=autocast(device, request.settings.precision),
         fresh=fresh,
         replay=replay,
+        validation=held.joined(held_replay),
         parent=None
         if parent is None
         else Parent(parent.adapter, parent.head, parent.states.get(strategy.name)),

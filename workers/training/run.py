@@ -25,7 +25,10 @@ class Parent:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One update in progress. `replay` holds the buffer even for strategies that do not rehearse it."""
+    """One update in progress. `replay` holds the buffer even for strategies that do not rehearse it.
+
+    `validation` holds the rows that the strategy keeps out of training, fresh and buffered ones together.
+    """
 
     request: TrainRequest
     model: Classifier
@@ -33,6 +36,7 @@ class Run:
     autocast: Callable[[], AbstractContextManager[object]]
     fresh: TokenTable
     replay: TokenTable
+    validation: TokenTable
     parent: Parent | None
     watch: Watch
 

@@ -52,7 +52,7 @@ def brute_force(model: Classifier, batch: Batch) -> dict[str, torch.Tensor]:
         width = int(batch.attention_mask[row].sum())
         alone = Batch(
             batch.input_ids[row : row + 1, :width], batch.attention_mask[row : row + 1, :width],
-            batch.labels[row : row + 1], batch.replayed[row : row + 1], (0,),
+            batch.labels[row : row + 1], batch.draw[row : row + 1], (0,),
         )  # fmt: skip
         log_likelihood = -functional.cross_entropy(model(alone), alone.labels)
         for name, gradient in zip(
@@ -84,7 +84,7 @@ def test_fisher_does_not_depend_on_how_examples_are_batched(tiny: BaseFolder) ->
             part = Batch(
                 *(
                     t[row : row + 1]
-                    for t in (batch.input_ids, batch.attention_mask, batch.labels, batch.replayed)
+                    for t in (batch.input_ids, batch.attention_mask, batch.labels, batch.draw)
                 ),
                 ids=(0,),
             )

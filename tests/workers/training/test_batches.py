@@ -85,7 +85,7 @@ def test_the_order_is_a_function_of_seed_and_epoch() -> None:
 
 
 def test_a_batch_is_padded_to_its_longest_row_and_tells_fresh_from_replayed() -> None:
-    batch = collate(table([2, 4]), table([3]), Pick(np.array([1, 0]), np.array([0])))
+    batch = collate(table([2, 4]), table([3]), Pick(np.array([1, 0]), np.array([0]), np.array([1])))
     assert batch.input_ids.tolist() == [[3, 4, 5, 6], [1, 2, 0, 0], [1, 2, 3, 0]]
     assert batch.attention_mask.tolist() == [[1, 1, 1, 1], [1, 1, 0, 0], [1, 1, 1, 0]]
     assert batch.replayed.tolist() == [False, False, True]
@@ -120,3 +120,27 @@ def test_a_line_that_is_no_row_is_named(tmp_path: Path, line: str) -> None:
     with pytest.raises(TrainingFailed, match="line 2") as caught:
         read_rows(str(path))
     assert caught.value.code == "bad_row"
+
+
+def test_two_draws_share_every_batch_and_go_through_the_buffer_independently() -> None:
+    lengths = np.full(120, 10), np.full(50, 10)
+    plan = Mix(*lengths, batch_size=12, replay_fraction=2 / 3, seed=1, draws=2)
+    for pick in plan.epoch(0):
+        assert (pick.draw == 1).sum() == (pick.draw == 2).sum() == len(pick.fresh) == 4
+    first, second = plan.replayed(0, 1), plan.replayed(0, 2)
+    assert len(first) == len(second) == 120
+    assert not np.array_equal(first, second)
+
+
+def test_held_out_rows_are_a_share_of_every_label_and_none_of_the_rows_that_stay() -> None:
+    rows = table([3] * 30)
+    rows.labels[:] = np.arange(30) % 3
+    stay, held = rows.split(0.2, seed=0)
+    assert np.bincount(held.labels).tolist() == [2, 2, 2]
+    assert sorted([*stay.ids, *held.ids]) == sorted(rows.ids)
+    np.testing.assert_array_equal(held.row(0), rows.row(int(held.ids[0]) // 10))
+
+
+def test_a_label_with_one_row_keeps_it_for_training() -> None:
+    stay, held = table([3, 4]).split(0.5, seed=0)
+    assert (len(stay), len(held)) == (2, 0)
