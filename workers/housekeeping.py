@@ -74,13 +74,11 @@ def sweep_store() -> int:
     if not old:
         return 0
     with session_scope(tenant=EVERY_TENANT, role="worker") as session:
-        kept = set(
-            session.scalars(
-                select(Version.artifact_sha256).where(
-                    Version.artifact_sha256 == any_(literal(old, ARRAY(Text)))
-                )
-            )
-        )
+        kept = {
+            sha256
+            for column in (Version.artifact_sha256, Version.state_sha256)
+            for sha256 in session.scalars(select(column).where(column == any_(literal(old, ARRAY(Text)))))
+        }
     # Looked at again: one that was stored anew in between is about to be referred to.
     orphans = [sha256 for sha256 in _old_artifacts(store) if sha256 in set(old) - kept]
     for sha256 in orphans:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
+from sqlalchemy import select
 from sqlalchemy import update as update_rows
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.orm import Session
@@ -22,7 +23,6 @@ from service.config import get_settings
 from service.db import session_scope
 from service.errors import ServiceError
 from service.evaluations.gate import GatePolicy, Verdict, decide, to_json, what_happens
-from service.evaluations.outcomes import Outcomes
 from service.examples.queries import count_stored, fresh_rows
 from service.models import Model, Update, UpdateState, Version, VersionTask
 from service.registry.commands import promote
@@ -35,7 +35,16 @@ from service.version import VERSION
 from workers.child import Trainer
 from workers.lease import Lease, LeaseLost
 from workers.preparation import Plan, TaskSlice, prepare_update, version_folder
-from workers.scoring import Candidate, Key, Round, comparisons, plan_round, record_round, score_round
+from workers.scoring import (
+    Candidate,
+    Key,
+    Measured,
+    Round,
+    comparisons,
+    plan_round,
+    record_round,
+    score_round,
+)
 from workers.training.contract import Progress, TrainResult
 from workers.training.errors import Cancelled, ChildDied, Stopped, TrainingFailed
 
@@ -68,6 +77,7 @@ class Trained:
     result: TrainResult
     sha256: str
     bytes: int
+    state: tuple[str, int] | None  # hash and size of what the strategy left for the next update
     provenance: dict[str, Any]
 
 
@@ -103,19 +113,35 @@ def _learn(claim: Claim, lease: Lease, work: Path) -> UpdateState:
         result = trainer.train(plan.request, on_progress=lease.report, watch=lease.watch)
         lease.check()
         folder = Path(plan.request.output)
+        state = _put_state(folder, work)
         sha256, size = get_store().put_folder(folder)
         lease.report(Progress(phase="evaluating"))
         with session_scope(tenant=claim.tenant, role="worker") as session:
             if not leases.begin_evaluating(session, claim=claim):
                 raise LeaseLost(claim.update_id)
         trained = Trained(
-            plan=plan, result=result, sha256=sha256, bytes=size, provenance=_provenance(plan, result)
+            plan=plan,
+            result=result,
+            sha256=sha256,
+            bytes=size,
+            state=state,
+            provenance=_provenance(plan, result),
         )
         taught = frozenset(piece.task_id for piece in plan.slices)
         candidate = Candidate(number=None, folder=folder, parent=plan.parent, taught=taught)
         return _judge(
             claim, lease, work, trainer=trainer, model=plan.model, candidate=candidate, trained=trained
         )
+
+
+def _put_state(folder: Path, work: Path) -> tuple[str, int] | None:
+    """Stores the strategy's state apart from the version, so that an erasure can drop it and leave the version whole."""
+    if not (folder / "state").exists():
+        return None
+    apart = work / "state"
+    shutil.rmtree(apart, ignore_errors=True)
+    (folder / "state").rename(apart)
+    return get_store().put_folder(apart)
 
 
 def _rescore(claim: Claim, lease: Lease, work: Path) -> UpdateState:
@@ -143,12 +169,10 @@ def _judge(
     trained: Trained | None,
 ) -> UpdateState:
     """Scores against the champion and records the decision; again if the champion moves in between."""
-    made: dict[Key, Outcomes] = {}
+    made: dict[Key, Measured] = {}
     batch_size = trained.plan.request.settings.evaluation_batch_size if trained else 64
     for _ in range(MAX_ROUNDS):
-        get_store().put_folder(
-            candidate.folder
-        )  # stored anew, or touched: long scoring must not make it an orphan
+        _touch(candidate, work)  # long scoring must not make it an orphan
         round_ = plan_round(claim, candidate=candidate, work=work)
         score_round(
             model=model, round_=round_, candidate=candidate, made_before=made, evaluator=trainer, lease=lease,
@@ -156,9 +180,7 @@ def _judge(
         )  # fmt: skip
         made |= round_.made
         lease.check()
-        get_store().put_folder(
-            candidate.folder
-        )  # touched or stored anew: after long scoring it looks like an orphan
+        _touch(candidate, work)
         try:
             state = _record(claim, round_=round_, candidate=candidate, trained=trained)
         except DBAPIError as error:
@@ -168,6 +190,13 @@ def _judge(
         if state is not None:
             return state
     raise RuntimeError(f"champion or data changed {MAX_ROUNDS} times while the candidate was recorded")
+
+
+def _touch(candidate: Candidate, work: Path) -> None:
+    """Stores the candidate's artifacts anew, or makes them look new."""
+    get_store().put_folder(candidate.folder)
+    if candidate.number is None and (work / "state").exists():
+        get_store().put_folder(work / "state")
 
 
 def _record(
@@ -194,6 +223,8 @@ def _record(
             trained.plan.trained_on
         ):
             raise TrainedOnErased
+        if trained is not None and _parent_state(session, model, trained) != trained.plan.parent.state_sha256:
+            raise TrainedOnErased
         held = leases.hold(session, claim=claim)
         if held is None:
             raise LeaseLost(claim.update_id)
@@ -203,6 +234,15 @@ def _record(
             session, claim=claim, model=model, number=number, parent=candidate.parent.number,
             champion=champion.version, verdict=verdict, policy=policy, row=held,
         )  # fmt: skip
+
+
+def _parent_state(session: Session, model: Model, trained: Trained) -> str | None:
+    """What the parent's strategy has left by now: an erasure drops it."""
+    return session.scalar(
+        select(Version.state_sha256).where(
+            Version.model_id == model.id, Version.number == trained.plan.parent.number
+        )
+    )
 
 
 def _conclude(
@@ -257,6 +297,7 @@ def _insert_version(session: Session, *, model: Model, trained: Trained) -> int:
             lineage=[*plan.parent.lineage, number], update_id=plan.update.id, strategy=plan.update.strategy,
             parameters=plan.update.parameters, training=plan.update.training, cut=plan.update.cut,
             labels=list(trained.result.labels), artifact_sha256=trained.sha256, artifact_bytes=trained.bytes,
+            state_sha256=trained.state and trained.state[0], state_bytes=trained.state and trained.state[1],
             statistics=statistics, provenance=trained.provenance,
         )
     )  # fmt: skip

@@ -197,6 +197,7 @@ def _train_request(
         parameters=update.parameters,
         settings=TrainingSettings(**update.training),
         parent=str(version_folder(parent, work=work)) if parent.artifact_sha256 else None,
+        parent_state=str(state_folder(parent, work=work)) if parent.artifact_sha256 else None,
         labels=(*known, *sorted(labels - set(known))),
         fresh=str(work / "fresh.ndjson"),
         replay=str(work / "replay.ndjson"),
@@ -221,6 +222,16 @@ def version_folder(version: Version, *, work: Path) -> Path:
         raise ValueError("version 0 has no folder")
     target = work / "versions" / version.artifact_sha256
     return target if target.exists() else get_store().get_folder(version.artifact_sha256, target)
+
+
+def state_folder(version: Version, *, work: Path) -> Path:
+    """Returns the folder of what the version's strategy left for the next update; an empty one where nothing is left."""
+    if version.state_sha256 is None:
+        empty = work / "no-state"
+        empty.mkdir(parents=True, exist_ok=True)
+        return empty
+    target = work / "states" / version.state_sha256
+    return target if target.exists() else get_store().get_folder(version.state_sha256, target)
 
 
 def base_folder(name: str) -> BaseFolder:

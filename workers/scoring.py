@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from service.db import session_scope
 from service.evaluations.commands import ensure_eval_set, record_score
 from service.evaluations.gate import Comparison, Role
-from service.evaluations.outcomes import Outcomes, accuracy, flips, pair
+from service.evaluations.outcomes import Outcomes, flips, graded_interval, mean_score, pair
 from service.evaluations.queries import is_scored, load_outcomes
 from service.examples.queries import eval_ids, rows_by_id
 from service.models import EvalSet, Model, Task, Update, Version, VersionTask
@@ -52,6 +52,14 @@ class EvalTask:
     rows: Path
 
 
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What a version answered on an eval set, with further aggregates by name."""
+
+    outcomes: Outcomes
+    measures: Mapping[str, float]
+
+
 @dataclass(slots=True)
 class Round:
     """One comparison with one champion: its eval sets, and every outcome known or made for them."""
@@ -59,7 +67,7 @@ class Round:
     champion: Version
     tasks: list[EvalTask]
     unmeasured: list[Comparison] = field(default_factory=list)  # tasks without an eval row
-    made: dict[Key, Outcomes] = field(default_factory=dict)
+    made: dict[Key, Measured] = field(default_factory=dict)
 
 
 def plan_round(claim: Claim, *, candidate: Candidate, work: Path) -> Round:
@@ -70,6 +78,7 @@ def plan_round(claim: Claim, *, candidate: Candidate, work: Path) -> Round:
         champion = get_version(session, model=model, version=get_champion(session, model=model).version)
         cut = max(update.cut, champion.cut, candidate.parent.cut)
         learnt = _learnt_tasks(session, model=model, versions={*candidate.parent.lineage, *champion.lineage})
+        learnt |= _guarded_tasks(session, model=model)
         wanted = learnt | candidate.taught
         tasks = session.scalars(
             select(Task).where(Task.id.in_(wanted), Task.deleted_at.is_(None)).order_by(Task.name)
@@ -78,7 +87,7 @@ def plan_round(claim: Claim, *, candidate: Candidate, work: Path) -> Round:
         for task in tasks.all():
             role = _role(task.id, learnt=learnt, taught=candidate.taught)
             ids = eval_ids(session, task_id=task.id, cut=cut)
-            if not ids:  # erased, all of them: the gate must know that nothing was measured
+            if not ids:  # erased or not there yet, all of them: the gate must know that nothing was measured
                 unmeasured.append(_nothing_measured(task.name, role))
                 continue
             eval_set = ensure_eval_set(session, model=model, task_id=task.id, example_ids=ids)
@@ -110,6 +119,10 @@ def _learnt_tasks(session: Session, *, model: Model, versions: Iterable[int]) ->
     )
 
 
+def _guarded_tasks(session: Session, *, model: Model) -> frozenset[str]:
+    return frozenset(session.scalars(select(Task.id).where(Task.model_id == model.id, Task.guarded)))
+
+
 def _role(task_id: str, *, learnt: frozenset[str], taught: frozenset[str]) -> Role:
     if task_id not in learnt:
         return "new"
@@ -121,7 +134,7 @@ def score_round(
     model: Model,
     round_: Round,
     candidate: Candidate,
-    made_before: Mapping[Key, Outcomes],
+    made_before: Mapping[Key, Measured],
     evaluator: Trainer,
     lease: Lease,
     work: Path,
@@ -131,23 +144,31 @@ def score_round(
 
     Outcomes of an earlier round (with another champion) are taken over, not made again.
     """
-    for version, folder in _contestants(candidate, champion=round_.champion, work=work):
+    for version, folder in _contestants(candidate, model=model, champion=round_.champion, work=work):
         for task in round_.tasks:
             key = (version, task.eval_set.id)
             if key in made_before:
                 round_.made[key] = made_before[key]
             elif not _stored(model, version=version, eval_set=task.eval_set):
                 request = contract.EvaluateRequest(
-                    task_type=model.task_type, base=base_folder(model.base_model), version=str(folder),
+                    task_type=model.task_type, base=base_folder(model.base_model), version=str(folder) if folder else None,
                     rows=str(task.rows), batch_size=batch_size,
                 )  # fmt: skip
                 answer = evaluator.evaluate(request, on_progress=lease.report, watch=lease.watch)
-                round_.made[key] = as_outcomes(answer)
+                round_.made[key] = Measured(as_outcomes(answer), answer.measures)
 
 
-def _contestants(candidate: Candidate, *, champion: Version, work: Path) -> list[tuple[int, Path]]:
-    """Candidate, champion and parent with their folders, each once; a base without a head has no answers."""
-    versions = {candidate.key: candidate.folder}
+def _contestants(
+    candidate: Candidate, *, model: Model, champion: Version, work: Path
+) -> list[tuple[int, Path | None]]:
+    """Candidate, champion and parent with their folders, each once; the base of a language model has none.
+
+    The base of a classifier has no head and so no answers. That of a language model is always scored: what it could
+    do without any update is what forward transfer and the loss of general ability are measured from.
+    """
+    versions: dict[int, Path | None] = {candidate.key: candidate.folder}
+    if model.task_type == "causal-lm":
+        versions[0] = None
     for version in (champion, candidate.parent):
         if version.artifact_sha256 is not None and version.number not in versions:
             versions[version.number] = version_folder(version, work=work)
@@ -168,16 +189,17 @@ def as_outcomes(answer: contract.Outcomes) -> Outcomes:
         correct=np.asarray(answer.correct, dtype=np.bool_),
         predicted=np.asarray(answer.predicted, dtype=np.int32),
         confidence=np.asarray(answer.confidence, dtype=np.float32),
+        graded=np.asarray(answer.graded, dtype=np.float32) if answer.graded else None,
     )
 
 
 def record_round(session: Session, *, model: Model, round_: Round, number: int) -> None:
     """Stores every outcome made in the round; the candidate's under its number."""
     sets = {task.eval_set.id: task.eval_set for task in round_.tasks}
-    for (version, eval_set_id), outcomes in round_.made.items():
+    for (version, eval_set_id), measured in round_.made.items():
         record_score(
             session, model=model, version=number if version == CANDIDATE else version,
-            eval_set=sets[eval_set_id], outcomes=outcomes,
+            eval_set=sets[eval_set_id], outcomes=measured.outcomes, measures=measured.measures,
         )  # fmt: skip
     session.flush()
 
@@ -188,24 +210,34 @@ def comparisons(session: Session, *, model: Model, round_: Round, number: int) -
     outcomes = load_outcomes(
         session, model=model, versions={number, champion}, task_ids=[task.task_id for task in round_.tasks]
     )
-    measured = [_compare(task, outcomes=outcomes, number=number, champion=champion) for task in round_.tasks]
+    confidence = float(model.gate["confidence"])
+    measured = [
+        _compare(task, outcomes=outcomes, number=number, champion=champion, confidence=confidence)
+        for task in round_.tasks
+    ]
     return measured + round_.unmeasured
 
 
 def _compare(
-    task: EvalTask, *, outcomes: Mapping[tuple[int, str], Outcomes], number: int, champion: int
+    task: EvalTask,
+    *,
+    outcomes: Mapping[tuple[int, str], Outcomes],
+    number: int,
+    champion: int,
+    confidence: float,
 ) -> Comparison:
     ours, theirs = outcomes.get((number, task.task_id)), outcomes.get((champion, task.task_id))
     if ours is None or theirs is None:
         return Comparison(
             task=task.name, role=task.role, size=task.eval_set.size,
-            candidate_score=accuracy(ours) if ours else None, champion_score=accuracy(theirs) if theirs else None,
+            candidate_score=mean_score(ours) if ours else None, champion_score=mean_score(theirs) if theirs else None,
             negative_flips=0, positive_flips=0,
         )  # fmt: skip
     paired = pair(theirs, ours)
     negative, positive = flips(paired)
+    before, after = paired.scores()
     return Comparison(
         task=task.name, role=task.role, size=len(paired.example_ids),
-        candidate_score=float(paired.b_correct.mean()), champion_score=float(paired.a_correct.mean()),
-        negative_flips=len(negative), positive_flips=len(positive),
+        candidate_score=after, champion_score=before, negative_flips=len(negative), positive_flips=len(positive),
+        graded_interval=graded_interval(paired, confidence=confidence),
     )  # fmt: skip

@@ -1,14 +1,14 @@
 """Writes of eval sets and scores."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from sqlalchemy import select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from service.evaluations.outcomes import Outcomes, accuracy, pack
+from service.evaluations.outcomes import Outcomes, mean_score, pack
 from service.models import EvalSet, Model, Score, new_id
 
 
@@ -30,7 +30,13 @@ def ensure_eval_set(session: Session, *, model: Model, task_id: str, example_ids
 
 
 def record_score(
-    session: Session, *, model: Model, version: int, eval_set: EvalSet, outcomes: Outcomes
+    session: Session,
+    *,
+    model: Model,
+    version: int,
+    eval_set: EvalSet,
+    outcomes: Outcomes,
+    measures: Mapping[str, float] | None = None,
 ) -> None:
     """Stores what a version answered on an eval set; a second record of the same pair changes nothing."""
     packed = pack(outcomes, np.asarray(eval_set.example_ids, dtype=np.int64))
@@ -38,8 +44,8 @@ def record_score(
         insert(Score)
         .values(
             tenant_id=model.tenant_id, model_id=model.id, version=version, eval_set_id=eval_set.id,
-            task_id=eval_set.task_id, size=packed.size, score=accuracy(outcomes), correct=packed.correct,
-            predicted=packed.predicted, confidence=packed.confidence,
+            task_id=eval_set.task_id, size=packed.size, score=mean_score(outcomes), correct=packed.correct,
+            predicted=packed.predicted, confidence=packed.confidence, graded=packed.graded, measures=dict(measures or {}),
         )
         .on_conflict_do_nothing()
     )  # fmt: skip

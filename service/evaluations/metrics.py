@@ -3,10 +3,11 @@
 `matrix[k][i]` is the score of the k-th version of a lineage on task i. Rows follow the lineage in order and
 row 0 is version 0, the untouched base; the last row is the version being judged (n below). A cell is None
 where that version has no score on that task: a version without a head, or a pair that was never scored.
-Within a column cells must be comparable (`outcomes.carried_accuracies`).
+Within a column cells must be comparable (`outcomes.carried_scores`).
 
 `learnt_at[i]` is the row of the version that learnt task i *first*, or None for a task the lineage has not
-learnt. Learning a task again does not move it.
+learnt. Learning a task again does not move it. A guarded task that no version learnt counts from the first row
+that was scored on it: row 0 for a language model, whose base has scores.
 
 A None is never counted as 0. A task that lacks a score which a metric needs is left out of that metric, and
 a metric for which no task is left is None.
@@ -14,6 +15,7 @@ a metric for which no task is left is None.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -55,13 +57,19 @@ class Summary:
 
 
 def summarise(
-    matrix: Matrix, learnt_at: LearntAt, reference: Sequence[float | None] | None = None
+    matrix: Matrix,
+    learnt_at: LearntAt,
+    reference: Sequence[float | None] | None = None,
+    *,
+    logarithmic: bool = False,
 ) -> Summary:
     """Returns every metric of the matrix; `reference` (scores of a `joint` model) is for intransigence.
 
+    `logarithmic` says that scores are mean log-likelihoods: retention is then a ratio of probabilities.
+
     Raises ValueError when the matrix is ragged, or when `learnt_at` or `reference` does not suit it.
     """
-    retained = retention(matrix, learnt_at)
+    retained = retention(matrix, learnt_at, logarithmic=logarithmic)
     return Summary(
         average_accuracy=average_accuracy(matrix, learnt_at),
         learning_accuracy=learning_accuracy(matrix, learnt_at),
@@ -85,10 +93,12 @@ def average_accuracy(matrix: Matrix, learnt_at: LearntAt) -> float | None:
 def learning_accuracy(matrix: Matrix, learnt_at: LearntAt) -> float | None:
     """Returns LA = mean_i R(i, i), the score on each task right after it was first learnt (plasticity).
 
+    What the base could do before anything was learnt (row 0) is no learning and does not count.
+
     Riemer et al. 2019, "Learning to Learn without Forgetting", arXiv 1810.11910, metric LA:
     the average accuracy on each task directly after it is learned.
     """
-    return _mean(matrix[row][task] for task, row in _learnt(matrix, learnt_at))
+    return _mean(matrix[row][task] for task, row in _learnt(matrix, learnt_at) if row > 0)
 
 
 def backward_transfer(matrix: Matrix, learnt_at: LearntAt) -> float | None:
@@ -129,14 +139,18 @@ def best_earlier_score(matrix: Matrix, task: int) -> float | None:
     return max(_present(row[task] for row in matrix[:-1]), default=None)
 
 
-def retention(matrix: Matrix, learnt_at: LearntAt) -> Retention | None:
+def retention(matrix: Matrix, learnt_at: LearntAt, *, logarithmic: bool = False) -> Retention | None:
     """Returns the mean and the smallest R(n, i) / R(i, i) over tasks learnt before the last version.
 
-    1 means nothing lost; above 1 the task has gained since. A task first learnt at a score of 0 or less has
-    no such ratio and is left out. For graded scores that are negative, read forgetting instead.
+    1 means nothing lost; above 1 the task has gained since. A task first learnt at an accuracy of 0 has no such
+    ratio and is left out. Mean log-likelihoods (`logarithmic`) give exp(R(n, i) − R(i, i)), the ratio of the
+    probabilities per token, which is perplexity then / perplexity now.
     """
     ratios = list(
-        _present(_ratio(matrix[-1][task], matrix[row][task]) for task, row in _old(matrix, learnt_at))
+        _present(
+            kept_share(matrix[-1][task], matrix[row][task], logarithmic=logarithmic)
+            for task, row in _old(matrix, learnt_at)
+        )
     )
     return Retention(mean=sum(ratios) / len(ratios), worst=min(ratios)) if ratios else None
 
@@ -181,7 +195,7 @@ def _check(matrix: Matrix, learnt_at: LearntAt) -> None:
         if len(row) != len(learnt_at):
             raise ValueError(f"row {number} has {len(row)} scores for {len(learnt_at)} tasks")
     for task, learnt in enumerate(learnt_at):
-        if learnt is not None and not 1 <= learnt < len(matrix):
+        if learnt is not None and not 0 <= learnt < len(matrix):
             raise ValueError(f"task {task} cannot have been learnt at row {learnt} of {len(matrix)}")
 
 
@@ -198,5 +212,10 @@ def _minus(left: float | None, right: float | None) -> float | None:
     return None if left is None or right is None else left - right
 
 
-def _ratio(score: float | None, first: float | None) -> float | None:
-    return None if score is None or first is None or first <= 0.0 else score / first
+def kept_share(score: float | None, first: float | None, *, logarithmic: bool) -> float | None:
+    """Returns which share of its first score a task has kept, or None where that has no meaning."""
+    if score is None or first is None:
+        return None
+    if logarithmic:
+        return math.exp(score - first)
+    return None if first <= 0.0 else score / first

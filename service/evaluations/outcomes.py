@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from service.evaluations.significance import paired_bootstrap
+
 Ids = NDArray[np.int64]
 Flags = NDArray[np.bool_]
 Labels = NDArray[np.int32]
@@ -83,6 +85,12 @@ class Paired:
     def __len__(self) -> int:
         return int(self.example_ids.size)
 
+    def scores(self) -> tuple[float, float]:
+        """The mean scores of `a` and `b` on these examples: of the graded values where both have them."""
+        if self.a_graded is None or self.b_graded is None:
+            return float(self.a_correct.mean()), float(self.b_correct.mean())
+        return float(self.a_graded.mean(dtype=np.float64)), float(self.b_graded.mean(dtype=np.float64))
+
 
 def pack(outcomes: Outcomes, order: Ids) -> PackedOutcomes:
     """Returns the outcomes as bytes in the given order of example ids, whatever order they come in.
@@ -153,21 +161,39 @@ def flips(paired: Paired) -> tuple[Ids, Ids]:
     return negative, positive
 
 
+def graded_interval(paired: Paired | None, *, confidence: float) -> tuple[float, float] | None:
+    """Returns bootstrap bounds on the change of the mean graded score from `a` to `b`, each at `confidence`.
+
+    None where there is no pair or the answers are not graded.
+    """
+    if paired is None or paired.a_graded is None or paired.b_graded is None or not len(paired):
+        return None
+    differences = paired.b_graded.astype(np.float64) - paired.a_graded.astype(np.float64)
+    return paired_bootstrap(differences, confidence, seed=0)
+
+
 def accuracy(outcomes: Outcomes) -> float | None:
     """Returns the share of examples answered rightly, or None where there are no examples."""
     return float(outcomes.correct.mean()) if len(outcomes) else None
 
 
-def carried_accuracies(versions: Sequence[Outcomes | None]) -> list[float | None]:
-    """Returns each version's accuracy carried to the examples of the last scored one: a column to subtract in.
+def mean_score(outcomes: Outcomes) -> float | None:
+    """Returns the mean of the graded values where there are any, else the accuracy; None without examples."""
+    if outcomes.graded is None or not len(outcomes):
+        return accuracy(outcomes)
+    return float(outcomes.graded.mean(dtype=np.float64))
+
+
+def carried_scores(versions: Sequence[Outcomes | None]) -> list[float | None]:
+    """Returns each version's mean score carried to the examples of the last scored one: a column to subtract in.
 
     An eval set that grew makes a later score stand on other examples than an earlier one, so that their bare
-    difference mixes forgetting with a change of the yardstick. Here the last scored version keeps its own accuracy a,
+    difference mixes forgetting with a change of the yardstick. Here the last scored version keeps its own score a,
     and an earlier one gets a − d, where d is the difference of the two on the examples both were scored on. Every
     difference to the last is then exactly the paired one. None where there is no score, or no example in common.
     """
     last = next((outcomes for outcomes in reversed(versions) if outcomes is not None), None)
-    level = None if last is None else accuracy(last)
+    level = None if last is None else mean_score(last)
     if last is None or level is None:
         return [None] * len(versions)
     return [None if outcomes is None else _carried(outcomes, last, level) for outcomes in versions]
@@ -177,7 +203,8 @@ def _carried(outcomes: Outcomes, last: Outcomes, level: float) -> float | None:
     paired = pair(outcomes, last)
     if len(paired.example_ids) == 0:
         return None
-    return level - float(paired.b_correct.mean()) + float(paired.a_correct.mean())
+    before, after = paired.scores()
+    return level - after + before
 
 
 def _convert(outcomes: Outcomes, name: str, dtype: type[np.generic]) -> None:

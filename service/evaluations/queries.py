@@ -1,13 +1,13 @@
 """Reads of scores: what versions answered, example by example."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from service.evaluations.outcomes import Outcomes, PackedOutcomes, accuracy, carried_accuracies, unpack
+from service.evaluations.outcomes import Outcomes, PackedOutcomes, carried_scores, mean_score, unpack
 from service.models import EvalSet, Model, Score
 
 Pair = tuple[int, str]  # version number, task id
@@ -22,6 +22,7 @@ class StoredScore:
     eval_set_id: str
     score: float
     size: int
+    measures: Mapping[str, float]
 
 
 def stored_scores(
@@ -29,7 +30,7 @@ def stored_scores(
 ) -> list[StoredScore]:
     """Returns the aggregates of all scores of these versions on these tasks, oldest first."""
     rows = session.execute(
-        select(Score.version, Score.task_id, Score.eval_set_id, Score.score, Score.size)
+        select(Score.version, Score.task_id, Score.eval_set_id, Score.score, Score.size, Score.measures)
         .where(
             Score.model_id == model.id, Score.version.in_(list(versions)), Score.task_id.in_(list(task_ids))
         )
@@ -66,7 +67,11 @@ def load_outcomes(
     found: dict[Pair, Outcomes] = {}
     for score, ids in rows:
         packed = PackedOutcomes(
-            size=score.size, correct=score.correct, predicted=score.predicted, confidence=score.confidence
+            size=score.size,
+            correct=score.correct,
+            predicted=score.predicted,
+            confidence=score.confidence,
+            graded=score.graded,
         )
         outcomes = unpack(packed, np.asarray(ids, dtype=np.int64))
         pair = (score.version, score.task_id)
@@ -86,6 +91,7 @@ def _union(earlier: Outcomes, later: Outcomes) -> Outcomes:
         correct=column("correct"),
         predicted=column("predicted"),
         confidence=column("confidence"),
+        graded=None if earlier.graded is None or later.graded is None else column("graded"),
     )
 
 
@@ -94,7 +100,7 @@ class Scores:
     """A lineage's score matrix twice: one row per version, one column per task, None where there is no score.
 
     `own` is what each version scored on all its eval examples. `carried` is the same brought to the examples of the
-    last version (`outcomes.carried_accuracies`), so that cells of a column may be subtracted; where no eval
+    last version (`outcomes.carried_scores`), so that cells of a column may be subtracted; where no eval
     set grew, both are equal.
     """
 
@@ -118,8 +124,8 @@ def score_matrix(
     for task_id in task_ids:
         column = columns[task_id]
         answers = [outcomes.get((version, task_id)) for version in versions]
-        own.append(column or [None if answer is None else accuracy(answer) for answer in answers])
-        carried.append(column or carried_accuracies(answers))
+        own.append(column or [None if answer is None else mean_score(answer) for answer in answers])
+        carried.append(column or carried_scores(answers))
     return Scores(own=_rows(own, len(versions)), carried=_rows(carried, len(versions)))
 
 

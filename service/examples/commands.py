@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Literal
 
-from sqlalchemy import CursorResult, delete, func, select
+from sqlalchemy import CursorResult, Select, delete, func, select
 from sqlalchemy.orm import Session
 
 from service.config import get_settings
@@ -13,6 +13,7 @@ from service.examples.queries import example_not_found, has_public_id, versions_
 from service.examples.rows import Row, RowError, RowRules
 from service.examples.schemas import ErasureRead, IngestRead, RowProblemRead
 from service.models import Example, Model, Task, Version
+from service.registry.commands import drop_states
 from service.tasks.queries import describe_task
 
 OnError = Literal["abort", "skip"]
@@ -59,6 +60,8 @@ def delete_example(session: Session, *, task: Task, example: str) -> None:
     chosen = Example.id.in_([row.id for row in found])
     if found[0].external_id is not None:
         chosen = Example.external_id == found[0].external_id
+    rows = select(Example.id).where(Example.task_id == task.id, chosen)
+    _drop_derived(session, model_id=task.model_id, examples=rows)
     session.execute(delete(Example).where(Example.task_id == task.id, chosen))
 
 
@@ -68,25 +71,36 @@ def erase_subject(session: Session, *, model: Model, subject: str) -> ErasureRea
     rows = select(Example.id).where(Example.model_id == model.id, Example.subject == subject)
     # Locked first: a version that is just admitting one of the rows commits before it is asked for below.
     session.execute(select(func.count()).select_from(rows.with_for_update().subquery()))
-    versions = versions_that_learnt(session, model=model, examples=rows)
+    versions = versions_that_learnt(session, model_id=model.id, examples=rows)
+    inherited_by = _descendants(session, model_id=model.id, versions=versions)
+    drop_states(session, model_id=model.id, versions=[*versions, *inherited_by])
     deleted = session.execute(delete(Example).where(Example.model_id == model.id, Example.subject == subject))
     assert isinstance(deleted, CursorResult)  # noqa: S101  # only such results count rows
     return ErasureRead(
         deleted=deleted.rowcount,
         versions=versions,
-        inherited_by=_descendants(session, model=model, versions=versions),
+        inherited_by=inherited_by,
     )
 
 
 def erase_task(session: Session, *, task: Task) -> None:
     """Deletes every row of the task."""
     allow_long_statements(session)
+    rows = select(Example.id).where(Example.task_id == task.id)
+    _drop_derived(session, model_id=task.model_id, examples=rows)
     session.execute(delete(Example).where(Example.task_id == task.id))
 
 
-def _descendants(session: Session, *, model: Model, versions: list[int]) -> list[int]:
+def _drop_derived(session: Session, *, model_id: str, examples: Select[int]) -> None:
+    """Drops what strategies derived from the examples: Fisher information, Gram matrices, soft targets."""
+    versions = versions_that_learnt(session, model_id=model_id, examples=examples)
+    inherited_by = _descendants(session, model_id=model_id, versions=versions)
+    drop_states(session, model_id=model_id, versions=[*versions, *inherited_by])
+
+
+def _descendants(session: Session, *, model_id: str, versions: list[int]) -> list[int]:
     statement = select(Version.number).where(
-        Version.model_id == model.id, Version.lineage.overlap(versions), Version.number.not_in(versions)
+        Version.model_id == model_id, Version.lineage.overlap(versions), Version.number.not_in(versions)
     )
     return list(session.scalars(statement.order_by(Version.number))) if versions else []
 

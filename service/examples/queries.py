@@ -9,7 +9,7 @@ from sqlalchemy import ARRAY, BigInteger, ColumnElement, Row, Select, and_, any_
 from sqlalchemy.orm import Session
 
 from service.errors import NotFound
-from service.models import Example, Model, ReplayEntry, Task
+from service.models import Example, ReplayEntry, Task
 
 ROWS_PER_FETCH = 2000
 IDS_PER_COUNT = 100_000
@@ -142,11 +142,11 @@ def example_not_found(*, task: Task, example: str) -> NotFound:
     )
 
 
-def versions_that_learnt(session: Session, *, model: Model, examples: Select[int]) -> list[int]:
+def versions_that_learnt(session: Session, *, model_id: str, examples: Select[int]) -> list[int]:
     """Returns the numbers of the versions that were trained on any row whose id `examples` selects."""
     statement = (
         select(ReplayEntry.version)
-        .where(ReplayEntry.model_id == model.id, ReplayEntry.example_id.in_(examples))
+        .where(ReplayEntry.model_id == model_id, ReplayEntry.example_id.in_(examples))
         .distinct()
         .order_by(ReplayEntry.version)
     )

@@ -1,6 +1,7 @@
 """Eval sets and scores."""
 
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy import BigInteger, ForeignKeyConstraint, Index
 from sqlalchemy.dialects.postgresql import ARRAY
@@ -31,7 +32,9 @@ class Score(OwnedByTenant, Base):
     """The result of one version on one eval set: per-example outcomes (packed) and their aggregate.
 
     `correct` is a bit per example, `predicted` an integer per example into the version's labels, `confidence`
-    a half-precision float per example; all in the eval set's order.
+    a half-precision float per example, `graded` (of language models) a float per example; all in the eval set's
+    order. `score` is the mean of `graded` where there is one, else the accuracy. `measures` holds further
+    aggregates by name, such as perplexity.
     """
 
     __tablename__ = "scores"
@@ -55,4 +58,6 @@ class Score(OwnedByTenant, Base):
     correct: Mapped[bytes]
     predicted: Mapped[bytes]
     confidence: Mapped[bytes]
+    graded: Mapped[bytes | None]
+    measures: Mapped[dict[str, Any]] = mapped_column(server_default="{}")
     created_at: Mapped[datetime] = created_at()

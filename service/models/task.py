@@ -12,6 +12,7 @@ from service.models.base import Base, OwnedByTenant, created_at
 class Task(OwnedByTenant, Base):
     """A named body of data with a train and an eval split.
 
+    A guarded task is evaluated at every update and must not regress, learnt or not.
     A deleted task keeps its row, so that old reports can still name it; its name is free again.
     """
 
@@ -30,4 +31,5 @@ class Task(OwnedByTenant, Base):
     name: Mapped[str]
     user_metadata: Mapped[dict[str, Any]] = mapped_column("metadata")
     created_at: Mapped[datetime] = created_at()
+    guarded: Mapped[bool] = mapped_column(server_default=text("false"))
     deleted_at: Mapped[datetime | None]

@@ -36,6 +36,8 @@ class Version(OwnedByTenant, Base):
     labels: Mapped[list[Any]]
     artifact_sha256: Mapped[str | None]
     artifact_bytes: Mapped[int | None]
+    state_sha256: Mapped[str | None]  # what the strategy left for the next update; dropped by an erasure
+    state_bytes: Mapped[int | None]
     statistics: Mapped[dict[str, Any]]  # steps, rows, seconds, losses of the training
     provenance: Mapped[dict[str, Any]]  # base model revision and hash, package versions, code revision
     created_at: Mapped[datetime] = created_at()

@@ -1,12 +1,17 @@
 """Writes of models, versions' aliases and history."""
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal
 
 from sqlalchemy import func, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
+from structlog import get_logger
 
+from service.artifacts import get_store
 from service.config import get_settings
+from service.db import after_commit
 from service.errors import Conflict, PreconditionFailed, Unprocessable
 from service.models import Alias, AliasMove, Model, Update, UpdateState, Version, new_id
 from service.queue import nudge_after_commit
@@ -21,6 +26,8 @@ from service.registry.queries import (
 )
 from service.registry.schemas import ModelChange, ModelCreate
 from service.updates.states import change_state
+
+log = get_logger(__name__)
 
 MoveKind = Literal["created", "promoted", "approved", "forced", "assigned", "rolled_back"]
 
@@ -294,3 +301,29 @@ def _request_rescoring(session: Session, *, model: Model) -> None:
     )
     if held.first() is not None:
         nudge_after_commit(session)
+
+
+def drop_states(session: Session, *, model_id: str, versions: Sequence[int]) -> None:
+    """Forgets what the strategies of these versions left for the next update, at once; the versions stay as they are.
+
+    An update that starts from one of them rebuilds the state from the buffer, or says that it cannot.
+    """
+    with_state = (
+        Version.model_id == model_id,
+        Version.number.in_(versions),
+        Version.state_sha256.is_not(None),
+    )
+    dropped = set(session.scalars(select(Version.state_sha256).where(*with_state)))
+    if not dropped:
+        return
+    session.execute(update(Version).where(*with_state).values(state_sha256=None, state_bytes=None))
+    kept = set(session.scalars(select(Version.state_sha256).where(Version.state_sha256.in_(dropped))))
+    after_commit(session, partial(_delete_artifacts, dropped - kept))
+
+
+def _delete_artifacts(hashes: set[str | None]) -> None:
+    for sha256 in filter(None, hashes):
+        try:
+            get_store().delete(sha256)
+        except OSError as error:  # the sweeper of orphans tries again
+            log.warning("state_not_deleted", sha256=sha256, error=str(error))

@@ -79,10 +79,19 @@ class GateSpec(Body):
     """When a candidate may replace the champion by itself."""
 
     max_regression: float = Field(
-        default=0.02, ge=0, le=1, description="Largest loss of accuracy on an old task that is tolerated"
+        default=0.02,
+        ge=0,
+        le=1,
+        description="Largest loss on an old task that is tolerated: of accuracy, or for causal-lm of mean token "
+        "log-likelihood in nats (0.02 is 2 % of perplexity)",
     )
     confidence: float = Field(default=0.95, gt=0.5, lt=1)
-    min_new_score: float | None = Field(default=None, ge=0, le=1, description="Least score on each new task")
+    min_new_score: float | None = Field(
+        default=None,
+        ge=-1000,
+        le=1,
+        description="Least score on each new task: accuracy, or for causal-lm mean token log-likelihood",
+    )
     on_inconclusive: Literal["hold", "promote", "reject"] = Field(
         default="hold", description="What to do when the eval sets are too small to tell"
     )

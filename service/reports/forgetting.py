@@ -5,12 +5,12 @@ Pure builders: the caller brings scores, flips and the verdict, these functions 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TypedDict
 
 from service.evaluations.gate import Role, Verdict, VerdictJson, to_json
-from service.evaluations.metrics import LearntAt, Matrix, Summary, flip_rates, summarise
+from service.evaluations.metrics import LearntAt, Matrix, Summary, flip_rates, kept_share, summarise
 from service.evaluations.significance import delta_interval, holm, mcnemar_exact
 
 
@@ -33,6 +33,8 @@ class TaskReport(TypedDict):
     p_value_holm: float | None
     forgetting: float | None
     flips: FlipCounts | None
+    measures: dict[str, float]
+    parent_measures: dict[str, float]
 
 
 class UpdateSummary(TypedDict):
@@ -74,6 +76,7 @@ class ForgettingReport(TypedDict):
     tasks: list[str]
     versions: list[int]
     matrix: list[list[float | None]]
+    measures: dict[str, list[list[float | None]]]
     summary: LineageSummary
 
 
@@ -93,8 +96,9 @@ class TaskEvidence:
     `score` is the new version's and `parent_score` its parent's, on the examples both answered. `learned_score`
     is that of the version which first learnt the task, `best_score` the best of any earlier version in the lineage
     and `lineage_score` the new version's own, all three in the column that may be subtracted in
-    (`outcomes.carried_accuracies`); None where there is no score. `paired` is None where the parent has no outcomes. For graded scores `graded_interval` gives
-    the bounds on score minus parent_score, and flips say nothing about them.
+    (`outcomes.carried_scores`); None where there is no score. `paired` is None where the parent has no outcomes. For graded scores `graded_interval` gives
+    the bounds on score minus parent_score, and flips say nothing about them. `measures` are further aggregates of
+    the version by name (perplexity, exact match), `parent_measures` those of its parent.
     """
 
     task: str
@@ -107,6 +111,8 @@ class TaskEvidence:
     paired: PairedOutcome | None = None
     graded_interval: tuple[float, float] | None = None
     lineage_score: float | None = None
+    measures: Mapping[str, float] = field(default_factory=dict)
+    parent_measures: Mapping[str, float] = field(default_factory=dict)
 
 
 def update_report(
@@ -153,23 +159,26 @@ def forgetting_report(
     matrix: Matrix,
     learnt_at: LearntAt,
     reference: Sequence[float | None] | None = None,
+    measures: Mapping[str, Matrix] | None = None,
+    logarithmic: bool = False,
 ) -> ForgettingReport:
     """Returns the score matrix of a lineage, one row per version and one column per task, and its summary.
 
     `versions` numbers the rows, version 0 first and `version` last; `learnt_at` gives rows, not version
-    numbers (see `metrics`). Raises ValueError when the parts do not fit together.
+    numbers (see `metrics`). `measures` are further matrices of the same shape by name. Raises ValueError when the parts do not fit together.
     """
     if len(versions) != len(matrix) or not versions or versions[-1] != version:
         raise ValueError(f"versions {list(versions)} do not number {len(matrix)} rows that end in {version}")
     if len(tasks) != len(learnt_at):
         raise ValueError(f"{len(tasks)} task names for {len(learnt_at)} columns")
-    found = summarise(matrix, learnt_at, reference)
+    found = summarise(matrix, learnt_at, reference, logarithmic=logarithmic)
     return {
         "model": model,
         "version": version,
         "tasks": list(tasks),
         "versions": list(versions),
         "matrix": [list(row) for row in matrix],
+        "measures": {name: [list(row) for row in rows] for name, rows in (measures or {}).items()},
         "summary": {
             "average_accuracy": found.average_accuracy,
             "learning_accuracy": found.learning_accuracy,
@@ -205,6 +214,8 @@ def _task_report(
         "flips": None
         if paired is None
         else {"negative": paired.negative_flips, "positive": paired.positive_flips},
+        "measures": dict(evidence.measures),
+        "parent_measures": dict(evidence.parent_measures),
     }
 
 
@@ -243,13 +254,15 @@ def _holm_where_tested(p_values: Sequence[float | None]) -> list[float | None]:
 def _update_summary(tasks: Sequence[TaskEvidence], lineage: Summary) -> UpdateSummary:
     learnt_before = [evidence for evidence in tasks if evidence.role != "new"]
     learnt_now = [evidence for evidence in tasks if evidence.role != "old"]
-    ratios = [
-        score / evidence.learned_score
+    shares = (
+        kept_share(
+            _lineage_score(evidence),
+            evidence.learned_score,
+            logarithmic=evidence.graded_interval is not None,
+        )
         for evidence in learnt_before
-        if (score := _lineage_score(evidence)) is not None
-        and evidence.learned_score is not None
-        and evidence.learned_score > 0
-    ]
+    )
+    ratios = [share for share in shares if share is not None]
     return {
         "average_accuracy": lineage.average_accuracy,
         "learning_accuracy": lineage.learning_accuracy,

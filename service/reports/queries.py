@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from sqlalchemy import ARRAY, BigInteger, any_, func, literal, select
 from sqlalchemy.orm import Session
@@ -11,8 +11,8 @@ from service.dependencies import PageRequest, encode_cursor
 from service.errors import NotFound
 from service.evaluations.gate import Role, Verdict, from_json
 from service.evaluations.metrics import LearntAt, Matrix, best_earlier_score, summarise
-from service.evaluations.outcomes import Outcomes, Paired, accuracy, flips, pair
-from service.evaluations.queries import load_outcomes, score_matrix, stored_scores
+from service.evaluations.outcomes import NO_LABEL, Outcomes, Paired, flips, graded_interval, mean_score, pair
+from service.evaluations.queries import StoredScore, load_outcomes, score_matrix, stored_scores
 from service.examples.queries import public_id
 from service.models import Example, Model, Task, Update, Version, VersionTask
 from service.registry.queries import get_champion, get_model, get_version
@@ -32,6 +32,7 @@ class Lineage:
     scores: Matrix  # as each version scored
     matrix: Matrix  # carried to the last version's examples: to be subtracted in
     learnt_at: LearntAt
+    measures: Mapping[str, Matrix]  # further aggregates by name, in the matrix's shape
 
 
 def read_lineage(session: Session, *, model: Model, version: Version) -> Lineage:
@@ -44,13 +45,38 @@ def read_lineage(session: Session, *, model: Model, version: Version) -> Lineage
     ).all()
     rows = {number: row for row, number in enumerate(version.lineage)}
     ordered = sorted(tasks, key=lambda task: (first_learnt.get(task.id, version.number + 1), task.seq))
-    learnt_at = [rows[first_learnt[task.id]] if task.id in first_learnt else None for task in ordered]
-    scores = score_matrix(
-        session, model=model, versions=version.lineage, task_ids=[task.id for task in ordered]
-    )
+    ids = [task.id for task in ordered]
+    scores = score_matrix(session, model=model, versions=version.lineage, task_ids=ids)
+    learnt_at = [
+        rows[first_learnt[task.id]] if task.id in first_learnt else _guarded_from(task, column, scores.own)
+        for column, task in enumerate(ordered)
+    ]
+    stored = stored_scores(session, model=model, versions=version.lineage, task_ids=ids)
     return Lineage(
-        versions=version.lineage, tasks=ordered, scores=scores.own, matrix=scores.carried, learnt_at=learnt_at
-    )
+        versions=version.lineage, tasks=ordered, scores=scores.own, matrix=scores.carried, learnt_at=learnt_at,
+        measures=_measures(stored, versions=version.lineage, task_ids=ids),
+    )  # fmt: skip
+
+
+def _guarded_from(task: Task, column: int, scores: Matrix) -> int | None:
+    """The first row that was scored on a guarded task which nobody learnt; None for any other."""
+    return next((row for row, cells in enumerate(scores) if task.guarded and cells[column] is not None), None)
+
+
+def _measures(
+    stored: Sequence[StoredScore], *, versions: Sequence[int], task_ids: Sequence[str]
+) -> dict[str, Matrix]:
+    newest = {(score.version, score.task_id): score.measures for score in stored}  # the oldest come first
+    names = sorted({name for measures in newest.values() for name in measures})
+    return {
+        name: [[newest.get((version, task), {}).get(name) for task in task_ids] for version in versions]
+        for name in names
+    }
+
+
+def is_graded(model: Model) -> bool:
+    """Says whether the model's scores are mean log-likelihoods instead of accuracies."""
+    return model.task_type == "causal-lm"
 
 
 def _first_learnt(session: Session, *, model: Model, lineage: Sequence[int]) -> dict[str, int]:
@@ -73,7 +99,8 @@ def forgetting(session: Session, *, model: str, version: int | None) -> Forgetti
     lineage = read_lineage(session, model=row, version=get_version(session, model=row, version=number))
     document = forgetting_report(
         model=row.name, version=number, tasks=[task.name for task in lineage.tasks], versions=lineage.versions,
-        matrix=lineage.matrix, learnt_at=lineage.learnt_at,
+        matrix=lineage.matrix, learnt_at=lineage.learnt_at, measures=lineage.measures,
+        logarithmic=is_graded(row),
     )  # fmt: skip
     document["matrix"] = [list(row) for row in lineage.scores]
     return ForgettingReport.model_validate(document)
@@ -92,7 +119,7 @@ def version_report(session: Session, *, model: str, version: int) -> UpdateRepor
     document = update_report(
         model=row.name, version=version, parent=found.parent, strategy=found.strategy,
         tasks=_evidence(session, model=row, version=found, lineage=lineage),
-        lineage=summarise(lineage.matrix, lineage.learnt_at), verdict=_verdict(update),
+        lineage=summarise(lineage.matrix, lineage.learnt_at, logarithmic=is_graded(row)), verdict=_verdict(update),
         confidence=float(row.gate["confidence"]),
     )  # fmt: skip
     return UpdateReport.model_validate(
@@ -133,12 +160,15 @@ def _evidence(session: Session, *, model: Model, version: Version, lineage: Line
                 task=task.name,
                 role=_role(learnt_at, last_row=len(lineage.versions) - 1, taught=task.id in taught),
                 eval_size=_size(both, ours),
-                score=_score(ours) if both is None else float(both.b_correct.mean()),
-                parent_score=_score(theirs) if both is None else float(both.a_correct.mean()),
+                score=_score(ours) if both is None else both.scores()[1],
+                parent_score=_score(theirs) if both is None else both.scores()[0],
                 learned_score=lineage.matrix[learnt_at][column] if learnt_at is not None else None,
                 best_score=best_earlier_score(lineage.matrix, column),
                 paired=_paired(both),
+                graded_interval=graded_interval(both, confidence=float(model.gate["confidence"])),
                 lineage_score=lineage.matrix[-1][column],
+                measures=_cell(lineage, row=len(lineage.versions) - 1, column=column),
+                parent_measures=_cell(lineage, row=len(lineage.versions) - 2, column=column),
             )
         )
     return evidence
@@ -150,12 +180,18 @@ def _role(learnt_at: int | None, *, last_row: int, taught: bool) -> Role:
     return "relearnt" if taught else "old"
 
 
+def _cell(lineage: Lineage, *, row: int, column: int) -> dict[str, float]:
+    """The further aggregates of one version on one task."""
+    cells = {name: matrix[row][column] for name, matrix in lineage.measures.items()}
+    return {name: value for name, value in cells.items() if value is not None}
+
+
 def _nonempty(both: Paired) -> Paired | None:
     return both if len(both.example_ids) else None
 
 
 def _score(outcomes: Outcomes | None) -> float | None:
-    return None if outcomes is None else accuracy(outcomes)
+    return None if outcomes is None else mean_score(outcomes)
 
 
 def _size(both: Paired | None, ours: Outcomes | None) -> int:
@@ -276,14 +312,26 @@ class _Answers:
         answer = self._answer(self._after, example)
         return Outcome(
             task=names[example.task_id], id=public_id(example), content=example.content, expected=example.label,
-            predicted=answer.label, confidence=answer.confidence, correct=answer.label == example.label,
+            predicted=answer.label, confidence=answer.confidence, score=answer.score,
+            correct=self._correct(self._after, example),
         )  # fmt: skip
 
     def _answer(self, version: Version, example: Example) -> Answer:
+        outcomes, at = self._find(version, example)
+        chosen = int(outcomes.predicted[at])
+        return Answer(
+            label=None if chosen == NO_LABEL else version.labels[chosen],
+            confidence=round(float(outcomes.confidence[at]), 4),
+            score=None if outcomes.graded is None else float(outcomes.graded[at]),
+        )
+
+    def _correct(self, version: Version, example: Example) -> bool:
+        outcomes, at = self._find(version, example)
+        return bool(outcomes.correct[at])
+
+    def _find(self, version: Version, example: Example) -> tuple[Outcomes, int]:
         key = (version.number, example.task_id)
         outcomes = self._outcomes[key]
         if key not in self._positions:
             self._positions[key] = {int(id_): at for at, id_ in enumerate(outcomes.example_ids)}
-        at = self._positions[key][example.id]
-        label: Any = version.labels[int(outcomes.predicted[at])]
-        return Answer(label=label, confidence=round(float(outcomes.confidence[at]), 4))
+        return outcomes, self._positions[key][example.id]

@@ -16,7 +16,7 @@ class FlipCounts(BaseModel):
 
 
 class TaskReport(BaseModel):
-    """What an update did to one task."""
+    """What an update did to one task. Scores are accuracies; for causal-lm mean token log-likelihoods (nats)."""
 
     task: str
     role: Literal["new", "old", "relearnt"]
@@ -39,6 +39,10 @@ class TaskReport(BaseModel):
         description="Fall from best_score, on the same examples; null for a new task"
     )
     flips: FlipCounts | None
+    measures: dict[str, float] = Field(
+        default={}, description="Further aggregates, of language models: perplexity, exact_match"
+    )
+    parent_measures: dict[str, float] = Field(default={}, description="The same of the parent")
 
 
 class Reason(BaseModel):
@@ -113,14 +117,19 @@ class ForgettingReport(BaseModel):
     matrix: list[list[float | None]] = Field(
         description="matrix[row][column]: score of versions[row] on tasks[column]; null where it was not scored"
     )
+    measures: dict[str, list[list[float | None]]] = Field(
+        default={},
+        description="Further matrices of the same shape, of language models: perplexity, exact_match",
+    )
     summary: LineageSummary
 
 
 class Answer(BaseModel):
     """What one version said of an example."""
 
-    label: str
-    confidence: float
+    label: str | None = Field(description="The predicted label; null for causal-lm")
+    confidence: float = Field(description="Of the label; for causal-lm the mean probability per token")
+    score: float | None = Field(default=None, description="Mean token log-likelihood, for causal-lm")
 
 
 class Flip(BaseModel):
@@ -153,6 +162,7 @@ class Outcome(BaseModel):
     id: str
     content: dict[str, Any]
     expected: str | None
-    predicted: str
+    predicted: str | None
     confidence: float
-    correct: bool
+    correct: bool = Field(description="The right label; for causal-lm an exact match under greedy decoding")
+    score: float | None = Field(default=None, description="Mean token log-likelihood, for causal-lm")

@@ -13,16 +13,17 @@ from service.tasks.queries import get_task, live_tasks, unfinished_updates
 
 
 def put_task(
-    session: Session, *, model: Model, task: str, metadata: dict[str, Any] | None
+    session: Session, *, model: Model, task: str, metadata: dict[str, Any] | None, guarded: bool | None = None
 ) -> tuple[Task, bool]:
     """Makes sure that the model has a task of this name; returns it and whether it is new.
 
-    Metadata, if given, replaces what an existing task carries.
+    Metadata and guard, if given, replace what an existing task carries.
     """
     statement = (
         insert(Task)
         .values(
-            tenant_id=model.tenant_id, id=new_id("tsk"), model_id=model.id, name=task, user_metadata=metadata or {}
+            tenant_id=model.tenant_id, id=new_id("tsk"), model_id=model.id, name=task, user_metadata=metadata or {},
+            guarded=bool(guarded),
         )
         .on_conflict_do_nothing(
             index_elements=["tenant_id", "model_id", "name"], index_where=Task.deleted_at.is_(None)
@@ -35,7 +36,9 @@ def put_task(
     existing = get_task(session, model=model, task=task)
     if metadata is not None:
         existing.user_metadata = metadata
-        session.flush()
+    if guarded is not None:
+        existing.guarded = guarded
+    session.flush()
     return existing, False
 
 

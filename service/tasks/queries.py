@@ -102,6 +102,7 @@ def _read(task: Task, counts: TaskCounts) -> TaskRead:
         name=task.name,
         counts=SplitCounts(train=counts.train, eval=counts.eval),
         labels=counts.labels,
+        guarded=task.guarded,
         metadata=task.user_metadata,
         created_at=task.created_at,
     )

@@ -34,8 +34,9 @@ def put_task(
     `POST …/tasks/{task}/examples`, then post an update that learns it.
     """
     owner = get_model(session, model=model, for_change=True)
+    given = body or TaskPut()
     row, created = commands.put_task(
-        session, model=owner, task=task, metadata=body.metadata if body else None
+        session, model=owner, task=task, metadata=given.metadata, guarded=given.guarded
     )
     if created:
         response.status_code = 201

@@ -30,6 +30,11 @@ class TaskPut(BaseModel):
     metadata: Metadata | None = Field(
         default=None, description="Yours; replaces what is stored. Left out, it stays as it is"
     )
+    guarded: bool | None = Field(
+        default=None,
+        description="true: every update is evaluated on this task and must not lose on it, learnt or not; for what the "
+        "base can do, such as general text. Left out, it stays as it is",
+    )
 
 
 class SplitCounts(BaseModel):
@@ -49,6 +54,7 @@ class TaskRead(BaseModel):
                     "name": "refunds",
                     "counts": {"train": 27, "eval": 3},
                     "labels": {"approve": {"train": 18, "eval": 2}, "refuse": {"train": 9, "eval": 1}},
+                    "guarded": False,
                     "metadata": {},
                     "created_at": "2026-03-01T09:30:00Z",
                 }
@@ -61,5 +67,6 @@ class TaskRead(BaseModel):
         description="Present examples per split; corrected and erased rows do not count"
     )
     labels: dict[str, SplitCounts] = Field(description="The same per label; empty for causal-lm")
+    guarded: bool = Field(description="Evaluated at every update and held by the gate, learnt or not")
     metadata: dict[str, Any]
     created_at: datetime

@@ -38,6 +38,8 @@ def evaluate(request: EvaluateRequest, *, on_progress: OnProgress, should_stop: 
     watch.at("loading")
     if request.task_type != "text-classification":
         raise TrainingFailed("unknown_task_type", f"cannot evaluate task type {request.task_type!r}")
+    if request.version is None:
+        raise TrainingFailed("no_head", "the untouched base of a classifier has no head to answer with")
     version = read_version(Path(request.version), request.base, sha256=check_base(request.base))
     table = tokenised(request, version, watch)
     logits = all_logits(request, version, table, watch)

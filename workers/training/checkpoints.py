@@ -37,12 +37,18 @@ def fingerprint(request: TrainRequest) -> str:
     not live on in the parameters.
     """
     facts = asdict(request)
-    for name in ("output", "checkpoints", "checkpoint_seconds", "lineage", "fresh", "replay"):
+    for name in ("output", "checkpoints", "checkpoint_seconds", "lineage", "fresh", "replay", "parent_state"):
         facts.pop(name)
     facts["base"].pop("folder")
     parent = Path(request.parent) if request.parent is not None else None
     facts["parent"] = parent and [
-        _file_hash(parent / name) for name in ("adapter_model.safetensors", "head.safetensors")
+        _file_hash(parent / name)
+        for name in ("adapter_model.safetensors", "head.safetensors")
+        if (parent / name).exists()
+    ]
+    facts["state"] = parent and [
+        (path.name, _file_hash(path))
+        for path in sorted(Path(request.parent_state or parent / "state").glob("*"))
     ]
     facts["rows"] = [_file_hash(Path(path)) if path else None for path in (request.fresh, request.replay)]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

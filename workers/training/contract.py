@@ -73,7 +73,8 @@ class TrainRequest:
     `parent` is the parent version's folder, `None` to start from the base. `labels` is the head order of the
     new version: the parent's labels first, in their order, then the new ones. `fresh` and `replay` are NDJSON
     files of rows `{"id": int, "task": str, "text": str, "label": str}`; an empty `replay` path or file means no
-    buffer. `output` is the folder to write, complete or not at all. `lineage` goes verbatim into
+    buffer. `parent_state` is the folder of what the parent's strategy left, `None` to look in `parent`'s own `state`.
+    `output` is the folder to write, complete or not at all. `lineage` goes verbatim into
     `version.json`.
     """
 
@@ -88,6 +89,7 @@ class TrainRequest:
     parameters: Mapping[str, Any] = field(default_factory=dict)
     settings: TrainingSettings = field(default_factory=TrainingSettings)
     parent: str | None = None
+    parent_state: str | None = None
     replay: str = ""
     checkpoint_seconds: float = 20.0
     lineage: Mapping[str, Any] = field(default_factory=dict)
@@ -116,14 +118,14 @@ class TrainResult:
 
 @dataclass(frozen=True, slots=True)
 class EvaluateRequest:
-    """Score one version folder on one NDJSON file of rows. `max_length=None` is the length it trained with.
+    """Score one version folder, or with `None` the untouched base, on one NDJSON file of rows. `max_length=None` is the length it trained with.
 
     `precision="auto"` means float32 here: a score must come out the same wherever the version is loaded.
     """
 
     task_type: str
     base: BaseFolder
-    version: str
+    version: str | None
     rows: str
     max_length: int | None = None
     batch_size: int = 64
@@ -135,7 +137,9 @@ class Outcomes:
     """One version's answers on one eval set, in ascending order of example id.
 
     `predicted` indexes into `labels`; `confidence` is the softmax probability of the predicted label. A row
-    whose label the version has never seen is not correct.
+    whose label the version has never seen is not correct. Language models choose no label (`predicted` is -1): their
+    `graded` holds each example's mean token log-likelihood in nats, and `correct` says whether greedy decoding gives
+    exactly the reference. `measures` are aggregates over the set by name.
     """
 
     example_ids: tuple[int, ...]
@@ -144,6 +148,8 @@ class Outcomes:
     correct: tuple[bool, ...]
     labels: tuple[str, ...]
     seconds: float
+    graded: tuple[float, ...] = ()
+    measures: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

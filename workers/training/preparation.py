@@ -85,7 +85,8 @@ def read_parent(request: TrainRequest, strategy: Strategy, sha256: str) -> Versi
     """
     if request.parent is None or strategy.starts_from == "base":
         return None
-    parent = read_version(Path(request.parent), request.base, sha256=sha256)
+    state = Path(request.parent_state) if request.parent_state is not None else None
+    parent = read_version(Path(request.parent), request.base, sha256=sha256, state=state)
     if request.labels[: len(parent.labels)] != parent.labels:
         raise TrainingFailed(
             "bad_labels", "the new version's labels do not begin with the parent's, in their order"

@@ -76,12 +76,15 @@ def write_version(target: Path, version: Version) -> None:
             save_file(dict(tensors), folder / "state" / f"{strategy}.safetensors")
 
 
-def read_version(folder: Path, base: BaseFolder, *, sha256: str | None = None) -> Version:
+def read_version(
+    folder: Path, base: BaseFolder, *, sha256: str | None = None, state: Path | None = None
+) -> Version:
     """Read and check a version folder.
 
     Args:
         folder: the version folder.
         base: the base model it is about to be put on.
+        state: the folder of what its strategy left for the next update; `folder/state` by default.
         sha256: the checkpoint's hash, compared with the one the version was trained on when given.
 
     Raises:
@@ -100,7 +103,9 @@ def read_version(folder: Path, base: BaseFolder, *, sha256: str | None = None) -
         )
     labels = _checked_labels(read_json(folder / "labels.json", code="bad_version"))
     head = _checked_head(read_tensors(folder / "head.safetensors"), labels, float(facts["head"]["scale"]))
-    states = {path.stem: read_tensors(path) for path in sorted((folder / "state").glob("*.safetensors"))}
+    states = {
+        path.stem: read_tensors(path) for path in sorted((state or folder / "state").glob("*.safetensors"))
+    }
     return Version(read_adapter(folder), head, labels, facts, states)
 
 

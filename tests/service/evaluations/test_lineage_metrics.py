@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -171,7 +173,7 @@ def test_the_summary_holds_every_metric() -> None:
         ([], [], "no rows"),
         ([[None, None], [0.5]], [1, 1], "row 1 has 1 scores"),
         ([[None], [0.5]], [2], "cannot have been learnt at row 2"),
-        ([[None], [0.5]], [0], "cannot have been learnt at row 0"),
+        ([[None], [0.5]], [-1], "cannot have been learnt at row -1"),
     ],
 )
 def test_a_matrix_that_does_not_fit_together_is_refused(
@@ -219,3 +221,24 @@ def test_no_metric_depends_on_the_order_of_tasks(
     original = summarise(matrix, learnt)
     for name in ("average_accuracy", "learning_accuracy", "backward_transfer", "forgetting", "stability"):
         assert getattr(moved, name) == pytest.approx(getattr(original, name))
+
+
+# A language model: the base has scores (nats per token); task a is guarded text that nobody learns, b is learnt by 1.
+LANGUAGE = [
+    [-3.0, -2.5],
+    [-3.2, -1.0],
+    [-3.1, -1.4],
+]
+
+
+def test_a_guarded_task_is_old_from_the_base_on_and_is_no_learning() -> None:
+    assert forgetting(LANGUAGE, [0, 1]) == pytest.approx((0.1 + 0.4) / 2)
+    assert backward_transfer(LANGUAGE, [0, 1]) == pytest.approx((-0.1 - 0.4) / 2)
+    assert learning_accuracy(LANGUAGE, [0, 1]) == -1.0
+
+
+def test_retention_of_log_likelihoods_is_perplexity_then_over_perplexity_now() -> None:
+    kept = retention(LANGUAGE, [0, 1], logarithmic=True)
+    assert kept is not None
+    assert kept.worst == pytest.approx(math.exp(1.0) / math.exp(1.4))
+    assert kept.mean == pytest.approx((math.exp(-0.1) + math.exp(-0.4)) / 2)

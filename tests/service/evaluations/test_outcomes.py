@@ -9,8 +9,10 @@ from service.evaluations.outcomes import (
     NO_LABEL,
     Outcomes,
     accuracy,
-    carried_accuracies,
+    carried_scores,
     flips,
+    graded_interval,
+    mean_score,
     pack,
     pair,
     unpack,
@@ -135,13 +137,29 @@ def test_an_earlier_score_is_carried_to_a_grown_eval_set_by_its_paired_differenc
     # On examples 1 and 2 both answered, the later version gained 1/2; it has 2/4 of its own four right.
     old = outcomes([1, 2], [True, False])
     grown = outcomes([1, 2, 3, 4], [True, True, False, False])
-    assert carried_accuracies([None, old, grown]) == [None, 0.0, 0.5]
-    assert carried_accuracies([old, grown, None]) == [0.0, 0.5, None]
-    assert carried_accuracies([old, old]) == [0.5, 0.5]
+    assert carried_scores([None, old, grown]) == [None, 0.0, 0.5]
+    assert carried_scores([old, grown, None]) == [0.0, 0.5, None]
+    assert carried_scores([old, old]) == [0.5, 0.5]
 
 
 def test_nothing_is_carried_where_nothing_is_shared() -> None:
     old = outcomes([1, 2], [True, False])
-    assert carried_accuracies([None, None]) == [None, None]
-    assert carried_accuracies([old, outcomes([8], [True])]) == [None, 1.0]
-    assert carried_accuracies([old, outcomes([], [])]) == [None, None]
+    assert carried_scores([None, None]) == [None, None]
+    assert carried_scores([old, outcomes([8], [True])]) == [None, 1.0]
+    assert carried_scores([old, outcomes([], [])]) == [None, None]
+
+
+def test_the_score_of_graded_outcomes_is_their_mean_and_is_carried_like_an_accuracy() -> None:
+    old = outcomes([1, 2], [True, False], graded=[-1.0, -3.0])
+    grown = outcomes([1, 2, 3], [True, False, False], graded=[-0.5, -2.5, -6.0])
+    assert mean_score(old) == -2.0
+    # On the shared examples the later version gained 1/2; its own mean is -3.
+    assert carried_scores([old, grown]) == [-3.5, -3.0]
+
+
+def test_the_change_of_graded_scores_comes_with_bounds_and_other_changes_do_not() -> None:
+    before = outcomes([1, 2, 3], [True] * 3, graded=[-1.0, -2.0, -3.0])
+    after = outcomes([1, 2, 3], [True] * 3, graded=[-1.5, -2.5, -3.5])
+    assert graded_interval(pair(before, after), confidence=0.95) == (-0.5, -0.5)
+    assert graded_interval(pair(outcomes([1], [True]), after), confidence=0.95) is None
+    assert graded_interval(None, confidence=0.95) is None

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -74,6 +75,8 @@ def test_the_report_has_the_promised_fields_and_is_json() -> None:
         "p_value_holm",
         "forgetting",
         "flips",
+        "measures",
+        "parent_measures",
     }
     assert set(document["summary"]) == {
         "average_accuracy",
@@ -191,7 +194,7 @@ def test_graded_scores_carry_their_bootstrap_interval_and_no_mcnemar() -> None:
     assert task["delta"] == pytest.approx(-0.2)
     assert task["delta_ci"] == [-0.3, -0.1]
     assert task["p_value"] is None
-    assert document["summary"]["stability"] is None  # a ratio of log-likelihoods says nothing
+    assert document["summary"]["stability"] == pytest.approx(math.exp(-0.3))  # perplexity then over now
 
 
 def test_the_lineage_report_shows_the_matrix_with_null_where_nothing_was_scored() -> None:
@@ -208,7 +211,7 @@ def test_the_lineage_report_shows_the_matrix_with_null_where_nothing_was_scored(
             )
         )
     )
-    assert list(document) == ["model", "version", "tasks", "versions", "matrix", "summary"]
+    assert list(document) == ["model", "version", "tasks", "versions", "matrix", "measures", "summary"]
     assert document["matrix"][0] == [None, None, None]
     assert document["matrix"][3] == [0.81, 0.60, 0.70]
     assert document["summary"]["learning_accuracy"] == pytest.approx(0.80)  # (0.90 + 0.80 + 0.70) / 3
