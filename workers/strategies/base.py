@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
+from torch.optim import Optimizer
 
 from workers.training.adapters import Adapter, compress, concatenate
 from workers.training.batches import Batch
@@ -67,6 +68,9 @@ class Strategy(ABC):
     def validation_fraction(self) -> float:
         """Share of fresh and of buffered rows held out of training, as `run.validation`."""
         return 0.0
+
+    def follow(self, optimiser: Optimizer) -> None:  # noqa: B027
+        """See the optimiser, before `start`: its state tells how far it takes each entry (`proximal.step_sizes`)."""
 
     def start(self, run: Run) -> None:  # noqa: B027 - most methods have nothing to do here
         """Prepare, once, before the first step and again on resuming; must be a function of the run alone."""

@@ -9,16 +9,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from workers.strategies.agem import Agem
 from workers.strategies.base import Strategy
+from workers.strategies.derpp import Derpp
 from workers.strategies.ewc import Ewc
 from workers.strategies.joint import Joint
+from workers.strategies.lwf import Lwf
 from workers.strategies.replay import Replay
 from workers.strategies.sequential import Sequential
 from workers.training.contract import TrainRequest
 from workers.training.errors import TrainingFailed
 
 STRATEGIES: dict[str, type[Strategy]] = {
-    strategy.name: strategy for strategy in (Sequential, Replay, Ewc, Joint)
+    strategy.name: strategy for strategy in (Sequential, Replay, Derpp, Ewc, Lwf, Agem, Joint)
 }
 
 CATALOGUE_FILE = Path(__file__).parents[2] / "service" / "updates" / "strategies.json"

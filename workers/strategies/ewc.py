@@ -33,8 +33,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.optim import Optimizer
 
 from workers.strategies import base
+from workers.strategies.proximal import pull_back, pull_product, step_sizes
 from workers.training.adapters import adapted_layers, delta_weights
 from workers.training.batches import Batch, TokenTable
 from workers.training.classifier import Classifier
@@ -70,6 +72,10 @@ class Ewc(base.Strategy):
     params_type = Params
     params: Params
 
+    def follow(self, optimiser: Optimizer) -> None:
+        """Keep the optimiser at hand for the sizes of its steps."""
+        self.optimiser = optimiser
+
     def start(self, run: Run) -> None:
         """Load the parent's Fisher, or rebuild it from the buffer where the parent left none that fits.
 
@@ -102,8 +108,25 @@ class Ewc(base.Strategy):
         return estimate(run, run.replay, rows=self.params.fisher_rows, labels=len(parent.head.bias))
 
     def loss(self, model: Classifier, batch: Batch) -> Tensor:
-        """Mean cross-entropy plus the penalty."""
-        return functional.cross_entropy(model(batch), batch.labels) + self.penalty(model)
+        """Mean cross-entropy plus the penalty, whose gradient is left to `adjust_step`."""
+        with torch.no_grad():
+            penalty = self.penalty(model)
+        return functional.cross_entropy(model(batch), batch.labels) + penalty
+
+    @torch.no_grad()
+    def adjust_step(self, model: Classifier) -> None:
+        """Take the penalty's part of the step: proximal, so that no λ and no rate is too large for it."""
+        if not self.fisher:
+            return
+        for name, layer in adapted_layers(model.encoder).items():
+            a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+            stiffness = self.params.strength * layer.scaling["default"] ** 2 * self.fisher[name]
+            pull_product(b, a, stiffness, step_sizes(self.optimiser, b))
+            pull_product(a.T, b.T, stiffness.T, step_sizes(self.optimiser, a).T)
+        for name, anchor in self.anchor.items():
+            parameter = model.get_parameter(name)
+            steps = step_sizes(self.optimiser, parameter)[: len(anchor)]
+            pull_back(parameter[: len(anchor)], anchor, self.params.strength * self.fisher[name], steps)
 
     def penalty(self, model: Classifier) -> Tensor:
         """(λ/2) · Σ Ω∘(ΔW)², and the same for the head's old rows."""

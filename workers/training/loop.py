@@ -49,8 +49,8 @@ def train(request: TrainRequest, *, on_progress: OnProgress, should_stop: Should
     strategy = strategy_of(request)
     run, sha256 = prepare(request, strategy, watch)
     loop = Loop.begin(run, strategy)
+    loop.resume()  # stopped in here there is nothing new to save, and an older checkpoint to keep
     try:
-        loop.resume()
         loop.train()
         watch.at("consolidating")
         adapter, error = strategy.combine(run, detach(run.model.encoder))
@@ -111,10 +111,12 @@ class Loop:
         )
         steps_per_epoch = -(-mix.batches // settings.gradient_accumulation)
         planned = settings.epochs * steps_per_epoch if strategy.trains else 0
+        optimiser = make_optimiser(run)
+        strategy.follow(optimiser)
         return cls(
             run=run,
             strategy=strategy,
-            optimiser=make_optimiser(run),
+            optimiser=optimiser,
             mix=mix,
             curve=LossCurve(),
             fingerprint=fingerprint(run.request),
