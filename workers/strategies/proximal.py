@@ -16,6 +16,9 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+ROUNDS = 8
+TINY = 1e-30
+
 
 def step_sizes(optimiser: Optimizer, parameter: Tensor) -> Tensor:
     """How far the optimiser goes per unit of gradient, in the shape of `parameter`.
@@ -39,11 +42,11 @@ def pull_back(value: Tensor, anchor: Tensor, stiffness: Tensor, steps: Tensor) -
 
 
 def pull_product(left: Tensor, right: Tensor, stiffness: Tensor, steps: Tensor) -> None:
-    """Take, in place on `left`, an implicit step of ½ Σ stiffness ∘ (left · right)².
+    """Take, in place on `left`, the implicit step of ½ Σ stiffness ∘ (left · right)².
 
-    The entries of a row of `left` are coupled through `right`, so the penalty is replaced by a separable one that
-    touches it here and lies above it elsewhere (Jensen: (Σ_k d_k a_k)² ≤ Σ_k d_k² |a_k| · Σ_l |a_l|). Its exact step
-    never raises penalty plus distance, at the cost of thin products only.
+    `right` couples the entries of a row of `left`, so each row is a system of r equations. All rows are solved at once by
+    conjugate gradients, which need thin products only and no [out, r, r] array; they are exact after r rounds, and
+    cut short they still lower penalty plus distance.
 
     Args:
         left: [out, r], changed in place.
@@ -51,7 +54,21 @@ def pull_product(left: Tensor, right: Tensor, stiffness: Tensor, steps: Tensor) 
         stiffness: [out, in], not negative.
         steps: [out, r], the optimiser's step sizes for `left`.
     """
-    gradient = (stiffness * (left @ right)) @ right.T
-    size = right.abs()
-    curvature = stiffness @ (size * size.sum(0)).T
-    left.sub_(steps * gradient / (1.0 + steps * curvature))
+    # In w = change / √steps the matrix is I + √S·H·√S: nothing is divided by a step of length 0.
+    root = steps.sqrt()
+
+    def slope(value: Tensor) -> Tensor:
+        return root * ((stiffness * (value @ right)) @ right.T)
+
+    scale = 1.0 / (1.0 + steps * (stiffness @ right.square().T))
+    change, residual = torch.zeros_like(left), -slope(left)
+    direction = scaled = scale * residual
+    size = (residual * scaled).sum(1, keepdim=True)
+    for _ in range(min(len(right), ROUNDS)):
+        image = direction + slope(root * direction)
+        length = size / (direction * image).sum(1, keepdim=True).clamp(min=TINY)
+        change, residual = change + length * direction, residual - length * image
+        scaled = scale * residual
+        before, size = size, (residual * scaled).sum(1, keepdim=True)
+        direction = scaled + size / before.clamp(min=TINY) * direction
+    left.add_(root * change)

@@ -17,7 +17,7 @@ from workers.training.contract import AdapterSettings, BaseFolder, TrainRequest
 from workers.training.errors import TrainingFailed
 from workers.training.loop import train
 from workers.training.preparation import prepare
-from workers.training.versions import read_version
+from workers.training.versions import Version, read_version
 from workers.training.watching import Watch
 
 RequestFor = Callable[..., TrainRequest]
@@ -208,3 +208,79 @@ def test_drawn_labels_make_it_the_fisher_of_the_model_not_of_the_data(request_fo
     # A zero head predicts evenly: whatever the labels, (y − p)² is 1/4 for both.
     fisher = estimate(run, run.fresh, rows=100, labels=2)
     torch.testing.assert_close(fisher["head.bias"], torch.full((2,), 0.25))
+
+
+def test_a_fresh_adapter_gives_a_no_gradient_and_yet_every_layer_has_fisher(tiny: BaseFolder) -> None:
+    model, batch = small_model(tiny), some_batch()
+    with torch.no_grad():
+        for layer in adapted_layers(model.encoder).values():
+            layer.lora_B["default"].weight.zero_()
+    functional.cross_entropy(model(batch), batch.labels).backward()  # type: ignore[no-untyped-call]
+    meter = FisherMeter(model)
+    with meter.attached():
+        meter.add(model(batch), batch.labels)
+    for name, layer in adapted_layers(model.encoder).items():
+        # Squared gradients of A would say here that nothing about this layer matters.
+        assert not layer.lora_A["default"].weight.grad.any()
+        assert meter.mean()[name].max() > 0
+
+
+def test_rows_seen_twice_do_not_change_the_scale_of_the_penalty(tiny: BaseFolder) -> None:
+    model, batch = small_model(tiny), some_batch()
+    once, twice = FisherMeter(model), FisherMeter(model)
+    with once.attached():
+        once.add(model(batch), batch.labels)
+    with twice.attached():
+        for _ in range(2):
+            twice.add(model(batch), batch.labels)
+    for name, value in once.mean().items():
+        torch.testing.assert_close(twice.mean()[name], value)
+
+
+def test_the_penalty_is_lambda_times_how_far_the_answers_diverge(tiny: BaseFolder) -> None:
+    """So λ is a pure number: for a small change ½·F·Δ² is KL(parent ‖ new) per example, in nats."""
+    model, batch = small_model(tiny), some_batch()
+    with torch.no_grad():
+        before = model(batch).log_softmax(-1)
+    fisher = torch.zeros(3, 32)
+    for label in range(3):
+        # The true Fisher takes every label by its probability; squares are linear in the weights of the rows.
+        error = functional.one_hot(torch.tensor([label] * 3), 3) - before.exp()
+        meter = FisherMeter(model)
+        with meter.attached():
+            meter.add(model(batch), torch.full((3,), label))
+            squares = error.square().unsqueeze(2) * meter._features.square().unsqueeze(1)
+        torch.testing.assert_close(meter.mean()["head.weight"], squares.mean(0))
+        fisher += (before.exp()[:, label, None, None] * squares).mean(0)
+    row, column = divmod(int(fisher.argmax()), 32)
+    with torch.no_grad():
+        model.head.weight[row, column] += 0.02
+        after = model(batch).log_softmax(-1)
+    diverged = functional.kl_div(after.double(), before.double(), reduction="batchmean", log_target=True)
+    assert float(diverged) == pytest.approx(0.5 * 0.02**2 * float(fisher[row, column]), rel=0.1)
+
+
+def changes_of(version: Version) -> dict[str, torch.Tensor]:
+    """ΔW of each layer."""
+    return {name: scaling * b @ a for name, a, b, scaling in version.adapter.factors()}
+
+
+def test_a_penalty_no_rate_could_follow_stays_finite_and_near_the_parent(
+    request_for: RequestFor, rows_about: Any, quietly: Any
+) -> None:
+    first = request_for("ewc", ["sport", "space"], output="v1", epochs=4, learning_rate=5e-3)
+    train(first, **quietly)
+    parent = read_version(Path(first.output), first.base)
+    lengths = []
+    for strength in (0.0, 1e6):
+        child = request_for(
+            "ewc", ["sport", "space", "food"], output=f"v2-{strength}", parent=first.output, epochs=6,
+            parameters={"strength": strength}, rows=rows_about(["food", "sport"], 16), learning_rate=0.1,
+            head_learning_rate=0.5,
+        )  # fmt: skip
+        train(child, **quietly)
+        version = read_version(Path(child.output), child.base)
+        old, new = changes_of(parent), changes_of(version)
+        fisher = parent.states["ewc"]
+        lengths.append(sum(float((fisher[name] * (new[name] - old[name]).square()).sum()) for name in old))
+    assert lengths[1] < lengths[0] / 1000

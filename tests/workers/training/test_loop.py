@@ -66,7 +66,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_does_not(
     assert outputs[0] != outputs[2]
 
 
-@pytest.mark.parametrize("strategy", ["sequential", "replay", "ewc", "joint"])
+@pytest.mark.parametrize("strategy", ["sequential", "replay", "derpp", "ewc", "lwf", "agem", "joint"])
 @pytest.mark.parametrize("stop_at", [1, 4])
 def test_a_stopped_update_resumes_to_the_same_bytes(
     request_for: RequestFor, rows_about: Any, quietly: Any, strategy: str, stop_at: int
@@ -90,6 +90,28 @@ def test_a_stopped_update_resumes_to_the_same_bytes(
     assert weights(halted.output) == weights(straight.output)
     for state in Path(straight.output).glob("state/*"):
         assert state.read_bytes() == Path(halted.output, "state", state.name).read_bytes()
+
+
+def test_stopped_again_before_its_first_step_an_update_keeps_its_checkpoint(
+    request_for: RequestFor, rows_about: Any, quietly: Any
+) -> None:
+    first = request_for("lwf", ["sport", "space"], output="first")
+    train(first, **quietly)
+    halted = request_for(
+        "lwf", ["sport", "space", "food"], output="h", parent=first.output, rows=rows_about(["food"], 24)
+    )
+    with pytest.raises(Stopped):
+        train(halted, **stopping_after(3))
+    kept = list(Path(halted.checkpoints).iterdir())
+    seen: list[Progress] = []
+
+    def while_preparing() -> str | None:
+        return "stop" if seen[-1].phase == "preparing" and seen[-1].total_steps == 24 else None
+
+    with pytest.raises(Stopped):
+        # The teacher is answering for the 24 rows; the checkpoint has not been taken up yet.
+        train(halted, on_progress=seen.append, should_stop=while_preparing)
+    assert list(Path(halted.checkpoints).iterdir()) == kept
 
 
 def test_stopping_between_the_last_step_and_saving_loses_nothing(
