@@ -155,4 +155,4 @@ def test_no_step_of_a_real_update_climbs_along_the_buffered_loss(
         train(second, **quietly)
     assert cosines
     assert max(cosines) < 1e-4
-    assert min(cosines) < -0.01 or max(map(abs, cosines)) < 1e-4
+    assert any(abs(cosine) < 1e-4 for cosine in cosines), "no step had to be projected"
