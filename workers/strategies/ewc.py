@@ -22,6 +22,10 @@ every update it forgets nearly as `sequential` does: nothing in it compares old 
 Costs: one more thin matrix product per layer and step; once per update a forward and backward over
 `fisher_rows` rows; state of one float32 per adapted weight. The rank grows by r per update until
 `adapter.max_rank`, then is compressed.
+The penalty's gradient never reaches the optimiser. Entries of Ω span many powers of ten, so for any λ worth having
+some entry overshoots its rate, and Adam mistakes the penalty's large gradients for the data's. Each step is that of
+the cross-entropy alone, followed by an implicit one of the penalty in the optimiser's own metric (`proximal`): the
+minimum stays that of L, stiff entries go back to the parent, free ones stay free, and λ = 10⁶ is merely slow to learn.
 A parent trained by another strategy has no Ω: it is rebuilt from the replay buffer in `start`.
 """
 
