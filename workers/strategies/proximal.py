@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-ROUNDS = 8
+ROUNDS = 4
+"""Of conjugate gradients, at most: the stiffest directions, which must not overshoot, come right first."""
+
 TINY = 1e-30
 
 
