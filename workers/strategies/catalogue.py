@@ -61,10 +61,10 @@ def strategy_of(request: TrainRequest) -> Strategy:
         raise TrainingFailed(
             "unknown_strategy", f"there is no strategy {request.strategy!r}; there are {known}"
         )
-    if request.task_type not in strategy.task_types or request.adapter.type not in strategy.adapter_types:
+    if request.task_type not in strategy.task_types or request.adapter.kind not in strategy.adapter_types:
         raise TrainingFailed(
             "strategy_unsupported",
-            f"{request.strategy!r} does not train {request.task_type!r} with a {request.adapter.type!r} adapter",
+            f"{request.strategy!r} does not train {request.task_type!r} with a {request.adapter.kind!r} adapter",
         )
     return strategy(request.parameters)
 

@@ -75,6 +75,7 @@ def finished_version(run: Run, strategy: Strategy, sha256: str, adapter: Adapter
             "parameters": strategy.params.model_dump(mode="json"),
             "rank": adapter.rank,
             "compression": {"relative_error": error},
+            "strategy_record": dict(strategy.record()),
             "rows": {"fresh": len(run.fresh), "replay": len(run.replay)},
             "device": device_name(run.device),
         },

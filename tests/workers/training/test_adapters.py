@@ -7,11 +7,10 @@ from workers.training.adapters import (
     Adapter,
     attach,
     attach_new,
-    compress,
-    concatenate,
     delta_weights,
     detach,
 )
+from workers.training.algebra import compress, concatenate
 from workers.training.base_models import load_encoder
 from workers.training.contract import AdapterSettings, BaseFolder
 from workers.training.errors import TrainingFailed
