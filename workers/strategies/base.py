@@ -45,6 +45,9 @@ class Strategy(ABC):
     trains: ClassVar[bool] = True
     """Whether there are optimiser steps at all; without them everything happens in `start` and `finish`."""
 
+    validates_parent: ClassVar[bool] = False
+    """`validation` weighs the update against its parent: without one nothing is held out."""
+
     params_type: ClassVar[type[Params]] = Params
     params: Params
 

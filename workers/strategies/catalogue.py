@@ -12,13 +12,16 @@ from typing import Any
 from workers.strategies.base import Strategy
 from workers.strategies.ewc import Ewc
 from workers.strategies.joint import Joint
+from workers.strategies.merge import Merge
+from workers.strategies.olora import Olora
+from workers.strategies.osft import Osft
 from workers.strategies.replay import Replay
 from workers.strategies.sequential import Sequential
 from workers.training.contract import TrainRequest
 from workers.training.errors import TrainingFailed
 
 STRATEGIES: dict[str, type[Strategy]] = {
-    strategy.name: strategy for strategy in (Sequential, Replay, Ewc, Joint)
+    strategy.name: strategy for strategy in (Sequential, Replay, Ewc, Olora, Osft, Merge, Joint)
 }
 
 CATALOGUE_FILE = Path(__file__).parents[2] / "service" / "updates" / "strategies.json"

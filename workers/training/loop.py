@@ -49,8 +49,9 @@ def train(request: TrainRequest, *, on_progress: OnProgress, should_stop: Should
     strategy = strategy_of(request)
     run, sha256 = prepare(request, strategy, watch)
     loop = Loop.begin(run, strategy)
+    # Outside of the `try`: a stop before the checkpoint has been taken up must not overwrite it.
+    loop.resume()
     try:
-        loop.resume()
         loop.train()
         watch.at("consolidating")
         adapter, error = strategy.combine(run, detach(run.model.encoder))

@@ -40,6 +40,8 @@ def prepare(request: TrainRequest, strategy: Strategy, watch: Watch) -> tuple[Ru
     )  # fmt: skip
     watch.at("preparing")
     seed, share = request.settings.seed, strategy.validation_fraction
+    if parent is None and strategy.validates_parent:
+        share = 0.0
     (fresh, held), (replay, held_replay) = fresh.split(share, seed=seed), replay.split(share, seed=seed)
     device = choose_device()
     model = build_model(request, strategy, parent).to(device)
