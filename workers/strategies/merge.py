@@ -46,7 +46,7 @@ class Params(base.Params):
         default=0.5, ge=0.0, le=0.95, description="share of replayed rows in the training mix"
     )
     validation: float = Field(
-        default=0.1, gt=0.0, le=0.5, description="share of fresh and buffered rows held out to choose β on"
+        default=0.1, ge=0.01, le=0.5, description="share of fresh and buffered rows held out to choose β on"
     )
     grid: int = Field(default=10, ge=1, le=100, description="steps between β = 0 and β = 1 that are tried")
     unmeasured: float = Field(
