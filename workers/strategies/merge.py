@@ -13,7 +13,10 @@ the labels of each of the two, so that every label of either has one vote.
 Source: interpolation in weight space for patching, Ilharco et al. 2022 (arXiv 2208.05592, eq. 1; β by a grid on held-out
 data, section 2), and Wortsman et al. 2022 (arXiv 2109.01903). In ΔW, not in A and B entry by entry: that would mix
 the factors of different products (see `algebra.average`).
-Defaults: {defaults}
+Defaults: half of the mix is replayed, as in `replay`. Measured on two updates of four newsgroups each, 24 rows per label,
+on MiniLM: trained on fresh rows alone, the chosen β lifts the average accuracy from 60 and 46 % (β = 1) to 81 and 68 %
+(two seeds), with nearly all of it owed to the head's old rows, which is why they go back too. Trained with replay the
+child itself was best and β = 1 was chosen: merging makes up for missing replay, it does not improve on it.
 Wins: where an update is much smaller or narrower than what came before it, and some old rows are kept to measure on.
 Costs: forwards only over the held-out rows, once per grid point: about half an epoch in all. Held-out rows are not trained
 on. The rank grows by r per update until `adapter.max_rank`, then is compressed.

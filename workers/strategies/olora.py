@@ -12,7 +12,8 @@ scale was divided between A and B, and the division by the number of entries mak
 number of layers and age of the lineage.
 
 Source: Wang et al. 2023 (arXiv 2310.14152), equations 8 and 9.
-Defaults: λ = {strength}: see `Params`. No replay, as in the paper; `replay_fraction` mixes buffered rows in, with the
+Defaults: λ = 1000, which makes the penalty of a fresh A (entries of variance 1/(3·in)) about 1 at a width of 384, the
+scale of the cross-entropy. No replay, as in the paper; `replay_fraction` mixes buffered rows in, with the
 correction for unequal label shares that `replay` makes.
 Wins: domain-incremental streams of unlike domains where no old row may be kept and ranks are to spare. It cannot tell
 new labels from old ones without old rows: with new labels in every update the head forgets nearly as under `sequential`.
