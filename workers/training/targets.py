@@ -24,7 +24,7 @@ def resolve_targets(encoder: nn.Module, wanted: str | Sequence[str]) -> str | li
     """Return PEFT's `target_modules` for this encoder: name endings, or the regular expression as it came.
 
     Raises:
-        TrainingFailed: `bad_target_modules` when a pattern matches no linear layer.
+        TrainingFailed: `bad_target_modules` when a pattern matches no linear layer, or anything else as well.
     """
     linear = [name for name, module in encoder.named_modules() if isinstance(module, nn.Linear)]
     if wanted == "auto":
@@ -34,14 +34,7 @@ def resolve_targets(encoder: nn.Module, wanted: str | Sequence[str]) -> str | li
     for pattern in patterns:
         if not any(_matches(wanted, pattern, name) for name in linear):
             _no_match(pattern, linear)
-    for pattern, (name, module) in product(patterns, encoder.named_modules()):
-        if not isinstance(module, nn.Linear) and _matches(wanted, pattern, name):
-            raise TrainingFailed(
-                "bad_target_modules",
-                f"target_modules {pattern!r} also matches {name!r}, which is a {type(module).__name__}; "
-                "only linear layers can be adapted: name them more closely",
-                {"pattern": pattern, "module": name},
-            )
+    _check_linear(encoder, wanted, patterns)
     if isinstance(wanted, str):
         return wanted
     return sorted(wanted) or _no_match("[]", linear)
@@ -55,6 +48,18 @@ def target_layers(encoder: nn.Module, targets: str | Sequence[str]) -> dict[str,
         for name, module in encoder.named_modules()
         if isinstance(module, nn.Linear) and any(_matches(targets, pattern, name) for pattern in patterns)
     }
+
+
+def _check_linear(encoder: nn.Module, wanted: str | Sequence[str], patterns: Sequence[str]) -> None:
+    """Check that nothing but linear layers matches: PEFT would adapt an embedding, whose tensors no sum here knows."""
+    for pattern, (name, module) in product(patterns, encoder.named_modules()):
+        if not isinstance(module, nn.Linear) and _matches(wanted, pattern, name):
+            raise TrainingFailed(
+                "bad_target_modules",
+                f"target_modules {pattern!r} also matches {name!r}, which is a {type(module).__name__}; "
+                "only linear layers can be adapted: name them more closely",
+                {"pattern": pattern, "module": name},
+            )
 
 
 def _matches(wanted: str | Sequence[str], pattern: str, name: str) -> bool:

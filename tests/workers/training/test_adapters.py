@@ -1,6 +1,6 @@
 """Adapters of every kind: targets, round trips, plain PEFT folders, refusals."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +8,7 @@ import pytest
 import torch
 from peft import PeftModel
 
+from service.registry.schemas import AdapterSpec
 from workers.training.adapters import (
     Adapter,
     attach,
@@ -181,3 +182,9 @@ def test_another_kind_of_adapter_is_refused(tiny: BaseFolder, tmp_path: Path) ->
     )
     with pytest.raises(TrainingFailed, match="LoRA, DoRA or OFT"):
         read_adapter(tmp_path)
+
+
+def test_the_engine_and_the_registry_describe_adapters_alike() -> None:
+    spec, settings = AdapterSpec(), AdapterSettings()
+    assert AdapterSettings(**spec.model_dump()) == settings
+    assert spec.model_dump().keys() == asdict(settings).keys()
