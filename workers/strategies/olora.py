@@ -12,9 +12,10 @@ scale was divided between A and B, and the division by the number of entries mak
 number of layers and age of the lineage.
 
 Source: Wang et al. 2023 (arXiv 2310.14152), equations 8 and 9.
-Defaults: λ = 1000, which makes the penalty of a fresh A (entries of variance 1/(3·in)) about 1 at a width of 384, the
-scale of the cross-entropy. No replay, as in the paper; `replay_fraction` mixes buffered rows in, with the
-correction for unequal label shares that `replay` makes.
+Defaults: λ = 10. Measured on one update of 16 steps on MiniLM (four newsgroups after four others): the overlap of
+9.2e-4 that λ = 0 ends with falls to 1.3e-4 under λ = 10 and 0.6e-4 under λ = 1000, with a final loss of 0.34, 0.34 and
+0.47; λ = 100 000 leaves 0.6e-4 too, and its gradients crowd the task's out under clipping. No replay, as in the paper;
+`replay_fraction` mixes buffered rows in, with the correction for unequal label shares that `replay` makes.
 Wins: domain-incremental streams of unlike domains where no old row may be kept and ranks are to spare. It cannot tell
 new labels from old ones without old rows: with new labels in every update the head forgets nearly as under `sequential`.
 Costs: one thin matrix product per layer and step. The rank grows by r per update until `adapter.max_rank`, then is
@@ -41,7 +42,7 @@ class Params(base.Params):
     """Parameters of `olora`."""
 
     strength: float = Field(
-        default=1000.0, ge=0.0, le=1e9, description="λ, per entry of the overlap with earlier subspaces"
+        default=10.0, ge=0.0, le=1e9, description="λ, per entry of the overlap with earlier subspaces"
     )
     replay_fraction: float = Field(
         default=0.0, ge=0.0, le=0.95, description="share of replayed rows in the training mix"
