@@ -17,19 +17,36 @@ class Body(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-class AdapterSpec(Body):
-    """Shape of the model's LoRA adapters."""
+LORA_OPTIONS = ("r", "max_rank", "alpha", "use_rslora", "use_dora")
+OFT_OPTIONS = ("oft_block_size",)
 
-    type: Literal["lora"] = "lora"
-    r: int = Field(default=8, ge=1, le=512, description="Rank of each update's adapter")
+
+class AdapterSpec(Body):
+    """Shape of the model's adapters: LoRA, with rank-stabilised scaling or DoRA as options, or OFT."""
+
+    type: Literal["lora", "oft"] = "lora"
+    r: int = Field(default=8, ge=1, le=512, description="LoRA rank of each update's adapter")
     max_rank: int = Field(
         default=64, ge=1, le=512, description="Rank past which concatenated adapters are compressed by SVD"
     )
     alpha: float = Field(
         default=16, gt=0, le=4096, description="LoRA scaling numerator: ΔW is scaled by alpha / r"
     )
+    use_rslora: bool = Field(
+        default=False,
+        description="Scale LoRA by alpha / √r, which keeps high ranks learning (arXiv 2312.03732)",
+    )
+    use_dora: bool = Field(
+        default=False,
+        description="Train LoRA's magnitudes and directions apart (arXiv 2402.09353); such adapters cannot be added up, "
+        "which some strategies need",
+    )
+    oft_block_size: int = Field(
+        default=32, ge=2, le=4096,
+        description="Side of the rotation's blocks in OFT (arXiv 2306.07280); divides every adapted layer's inputs",
+    )  # fmt: skip
     dropout: float = Field(
-        default=0, ge=0, lt=1, description="LoRA dropout; costs a quarter of a step on a CPU"
+        default=0, ge=0, lt=1, description="Dropout inside the adapter; costs a quarter of a step on a CPU"
     )
     target_modules: Literal["auto"] | str | list[Name] = Field(
         default="auto", max_length=256,
@@ -49,11 +66,26 @@ class AdapterSpec(Body):
 
     @model_validator(mode="after")
     def _rank_fits(self) -> "AdapterSpec":
-        if self.r > self.max_rank:
+        if self.kind == "lora" and self.r > self.max_rank:
             raise ValueError(f"r ({self.r}) is greater than max_rank ({self.max_rank})")
         if not self.target_modules:
             raise ValueError("target_modules is empty; use 'auto' for the attention projections")
         return self
+
+    @model_validator(mode="after")
+    def _options_belong_to_the_type(self) -> "AdapterSpec":
+        foreign = LORA_OPTIONS if self.type == "oft" else OFT_OPTIONS
+        fields = type(self).model_fields
+        # Compared with the defaults, not with what was sent: stored specs name every field.
+        for name in foreign:
+            if getattr(self, name) != fields[name].default:
+                raise ValueError(f"{name} is no option of an adapter of type '{self.type}'; leave it out")
+        return self
+
+    @property
+    def kind(self) -> Literal["lora", "dora", "oft"]:
+        """What the catalogue of strategies calls this adapter: DoRA cannot do all that plain LoRA can."""
+        return "dora" if self.type == "lora" and self.use_dora else self.type
 
 
 class ReplaySpec(Body):

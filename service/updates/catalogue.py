@@ -10,6 +10,7 @@ from jsonschema import Draft202012Validator
 
 from service.errors import FieldError, NotFound, Unprocessable, field_errors
 from service.models import Model
+from service.registry.schemas import AdapterSpec
 from service.updates.schemas import StrategyInfo, StrategyRequest
 
 
@@ -57,7 +58,7 @@ def check_strategy(request: StrategyRequest, *, model: Model) -> dict[str, Any]:
         )  # fmt: skip
     for kind, wanted, offered in (
         ("task type", model.task_type, info.task_types),
-        ("adapter type", model.adapter["type"], info.adapter_types),
+        ("adapter type", AdapterSpec.model_validate(model.adapter).kind, info.adapter_types),
     ):
         if wanted not in offered:
             raise Unprocessable(

@@ -45,6 +45,7 @@ class Agem(base.Strategy):
     """Project gradients and steps so that the loss on buffered rows does not rise to first order."""
 
     name = "agem"
+    adapter_types = ("lora", "dora", "oft")
     summary = "Train on new examples alone, never along a direction that raises the loss on buffered ones"
     needs_replay = True
     params_type = Params

@@ -8,13 +8,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 from torch import Tensor
 from torch.optim import Optimizer
 
-from workers.training.adapters import Adapter, compress, concatenate
+from workers.training.adapters import Adapter
+from workers.training.algebra import compress, concatenate
 from workers.training.batches import Batch
 from workers.training.classifier import Classifier
+from workers.training.contract import AdapterKind
 from workers.training.errors import TrainingFailed
 from workers.training.run import Run
 
@@ -31,7 +33,8 @@ class Strategy(ABC):
     name: ClassVar[str]
     summary: ClassVar[str]
     task_types: ClassVar[tuple[str, ...]] = ("text-classification",)
-    adapter_types: ClassVar[tuple[str, ...]] = ("lora",)
+    adapter_types: ClassVar[tuple[AdapterKind, ...]] = ("lora",)
+    """Kinds of adapter it can train; what adds adapters up can do so with plain LoRA only."""
     needs_replay: ClassVar[bool] = False
     """The caller should send the replay buffer (empty when there is none)."""
     starts_from: ClassVar[Literal["parent", "base"]] = "parent"
@@ -42,6 +45,9 @@ class Strategy(ABC):
 
     trains: ClassVar[bool] = True
     """Whether there are optimiser steps at all; without them everything happens in `start` and `finish`."""
+
+    validates_parent: ClassVar[bool] = False
+    """`validation` weighs the update against its parent: without one nothing is held out."""
 
     params_type: ClassVar[type[Params]] = Params
     params: Params
@@ -99,6 +105,10 @@ class Strategy(ABC):
 
     def finish(self, run: Run) -> dict[str, Tensor]:
         """Return the state that the next update needs, stored beside the adapter; empty for none."""
+        return {}
+
+    def record(self) -> Mapping[str, JsonValue]:
+        """Return what this update decided or measured, for `version.json`; called last."""
         return {}
 
     def checkpoint(self) -> dict[str, Tensor]:

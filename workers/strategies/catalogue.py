@@ -15,13 +15,17 @@ from workers.strategies.derpp import Derpp
 from workers.strategies.ewc import Ewc
 from workers.strategies.joint import Joint
 from workers.strategies.lwf import Lwf
+from workers.strategies.merge import Merge
+from workers.strategies.olora import Olora
+from workers.strategies.osft import Osft
 from workers.strategies.replay import Replay
 from workers.strategies.sequential import Sequential
 from workers.training.contract import TrainRequest
 from workers.training.errors import TrainingFailed
 
 STRATEGIES: dict[str, type[Strategy]] = {
-    strategy.name: strategy for strategy in (Sequential, Replay, Derpp, Ewc, Lwf, Agem, Joint)
+    strategy.name: strategy
+    for strategy in (Sequential, Replay, Derpp, Ewc, Lwf, Agem, Olora, Osft, Merge, Joint)
 }
 
 CATALOGUE_FILE = Path(__file__).parents[2] / "service" / "updates" / "strategies.json"
@@ -64,10 +68,10 @@ def strategy_of(request: TrainRequest) -> Strategy:
         raise TrainingFailed(
             "unknown_strategy", f"there is no strategy {request.strategy!r}; there are {known}"
         )
-    if request.task_type not in strategy.task_types or request.adapter.type not in strategy.adapter_types:
+    if request.task_type not in strategy.task_types or request.adapter.kind not in strategy.adapter_types:
         raise TrainingFailed(
             "strategy_unsupported",
-            f"{request.strategy!r} does not train {request.task_type!r} with a {request.adapter.type!r} adapter",
+            f"{request.strategy!r} does not train {request.task_type!r} with a {request.adapter.kind!r} adapter",
         )
     return strategy(request.parameters)
 

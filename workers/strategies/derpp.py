@@ -57,6 +57,7 @@ class Derpp(base.Strategy):
     """Rehearse buffered rows with their labels and with their stored logits."""
 
     name = "derpp"
+    adapter_types = ("lora", "dora", "oft")
     summary = "Replay with soft targets: buffered examples keep the answers of the version that learnt them"
     needs_replay = True
     params_type = Params

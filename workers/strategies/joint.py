@@ -24,6 +24,7 @@ class Joint(Strategy):
     summary = (
         "Retrain from the base model on all examples: the upper bound, at the price of the whole history"
     )
+    adapter_types = ("lora", "dora", "oft")
     starts_from = "base"
     uses = frozenset({"all_rows"})
 

@@ -53,6 +53,7 @@ class Lwf(base.Strategy):
     """Distil the parent's answers about the old labels while learning the new rows."""
 
     name = "lwf"
+    adapter_types = ("lora", "dora", "oft")
     summary = "Learn new examples while keeping the parent's answers about the old labels; needs no buffer"
     needs_replay = True
     params_type = Params

@@ -45,6 +45,7 @@ class Replay(base.Strategy):
 
     name = "replay"
     summary = "Mix buffered examples of earlier tasks into training: the default"
+    adapter_types = ("lora", "dora", "oft")
     needs_replay = True
     params_type = Params
     params: Params
@@ -72,3 +73,10 @@ def label_shares(run: Run, replay_fraction: float) -> Tensor:
         shares = (1 - replay_fraction) * shares + replay_fraction * replay / replay.sum()
     floor = 1.0 / len(run.fresh)
     return shares.clamp(min=min(floor, float(shares.max()))).float().to(run.device)
+
+
+def mix_offsets(run: Run, replay_fraction: float) -> Tensor:
+    """The shift log π of the logits by the labels' shares of the mix; nought [1] where nothing is replayed."""
+    if replay_fraction == 0 or len(run.replay) == 0:
+        return torch.zeros(1, device=run.device)
+    return label_shares(run, replay_fraction).log()

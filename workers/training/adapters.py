@@ -1,50 +1,70 @@
-"""LoRA adapters: attach them to an encoder, take them off as plain tensors, add two up, compress one."""
+"""Adapters of PEFT: attach them to an encoder, take them off as plain tensors, write and read them.
 
-import re
+Three kinds come through this one door: `lora` (rank-stabilised or not), `dora` and `oft`. Sums and averages of
+LoRA adapters are in `algebra`.
+"""
+
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import LoraConfig, OFTConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
+from peft.tuners.oft import OFTLayer
+from peft.utils.other import get_pattern_key
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from workers.training.contract import AdapterSettings
+from workers.training.contract import AdapterKind, AdapterSettings
 from workers.training.errors import TrainingFailed
 from workers.training.folders import read_json, write_json
+from workers.training.targets import resolve_targets, target_layers
 
 # PEFT asks transformers under a name that transformers is about to drop; nothing here depends on the answer.
 warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
 
-ATTENTION_PROJECTIONS = (
-    "query", "value",  # BERT, RoBERTa, ELECTRA
-    "q_proj", "v_proj",  # Llama and its kin, BART
-    "q_lin", "v_lin",  # DistilBERT
-    "query_proj", "value_proj",  # DeBERTa v2
-    "in_proj",  # DeBERTa v1
-    "Wqkv", "qkv_proj", "query_key_value",  # fused: ModernBERT, Phi, GPT-NeoX
-)  # fmt: skip
-"""Query and value, the pair that served LoRA best at equal size (arXiv 2106.09685, section 7.1)."""
+MAX_RANK = 512
 
 ADAPTER_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
 PEFT_PREFIX = "base_model.model."
 
-KEPT_OPTIONS = (
-    "r",
-    "lora_alpha",
-    "lora_dropout",
-    "target_modules",
-    "use_rslora",
-    "rank_pattern",
-    "alpha_pattern",
+CONFIGS = {"LORA": LoraConfig, "OFT": OFTConfig}
+
+KEPT_OPTIONS = {
+    "LORA": (
+        "r",
+        "lora_alpha",
+        "lora_dropout",
+        "target_modules",
+        "use_rslora",
+        "use_dora",
+        "rank_pattern",
+        "alpha_pattern",
+    ),
+    "OFT": (
+        "r",
+        "oft_block_size",
+        "module_dropout",
+        "target_modules",
+        "use_cayley_neumann",
+        "num_cayley_neumann_terms",
+    ),
+}
+"""What is taken from an `adapter_config.json`, by `peft_type`."""
+
+IDLE_OPTIONS = frozenset(
+    {"peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"}
+    | {"inference_mode"}
 )
-"""What is read from an `adapter_config.json`; its other options could load code or reach outside the folder."""
+"""Options that say nothing about what the tensors do. Any other one that is set could load code, reach outside the
+folder or mean another function of the same tensors, so the adapter is refused."""
+
+INITIALISATIONS = (True, False, "gaussian", "orthogonal")
+"""Ways to initialise that leave the base weights alone; PiSSA and its kin do not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,74 +75,93 @@ class Adapter:
     tensors: Mapping[str, Tensor]
 
     @property
+    def kind(self) -> AdapterKind:
+        """Which kind of adapter it is, as strategies declare what they can take."""
+        if self.config["peft_type"] == "OFT":
+            return "oft"
+        return "dora" if self.config.get("use_dora") else "lora"
+
+    @property
     def rank(self) -> int:
-        """The adapter's rank."""
-        return int(self.config["r"])
+        """The adapter's rank, the largest over its layers; 0 for OFT, which has none."""
+        return max((len(a) for _, a, _, _ in self.factors()), default=0)
 
     def factors(self) -> Iterator[tuple[str, Tensor, Tensor, float]]:
-        """Yield (module name, A [r, in], B [out, r], scaling), in name order; ΔW = scaling · B·A."""
-        rank_root = self.rank**0.5 if self.config.get("use_rslora") else self.rank
+        """Yield (module name, A [r, in], B [out, r], scaling), in name order; ΔW = scaling · B·A for plain LoRA."""
         for name in sorted(self.tensors):
             if name.endswith(".lora_A.weight"):
                 stem = name.removesuffix(".lora_A.weight")
-                b = self.tensors[f"{stem}.lora_B.weight"]
-                yield (
-                    stem.removeprefix(PEFT_PREFIX),
-                    self.tensors[name],
-                    b,
-                    self.config["lora_alpha"] / rank_root,
-                )
+                module, a = stem.removeprefix(PEFT_PREFIX), self.tensors[name]
+                yield module, a, self.tensors[f"{stem}.lora_B.weight"], self._scaling(module, len(a))
 
-
-def resolve_targets(encoder: nn.Module, wanted: str | Sequence[str]) -> str | list[str]:
-    """Return PEFT's `target_modules` for this encoder: name endings, or the regular expression as it came.
-
-    Raises:
-        TrainingFailed: `bad_target_modules` when a pattern matches no linear layer.
-    """
-    linear = [name for name, module in encoder.named_modules() if isinstance(module, nn.Linear)]
-    if wanted == "auto":
-        found = sorted({name.rsplit(".", 1)[-1] for name in linear} & set(ATTENTION_PROJECTIONS))
-        return found or _no_match("auto", linear)
-    if isinstance(wanted, str):
-        return wanted if any(_matches(wanted, name) for name in linear) else _no_match(wanted, linear)
-    for ending in wanted:
-        if not any(name == ending or name.endswith("." + ending) for name in linear):
-            _no_match(ending, linear)
-    return sorted(wanted) or _no_match("[]", linear)
-
-
-def _matches(pattern: str, name: str) -> bool:
-    try:
-        return re.fullmatch(pattern, name) is not None
-    except re.error as error:
-        raise TrainingFailed(
-            "bad_target_modules", f"target_modules {pattern!r} is no regular expression: {error}"
-        ) from error
-
-
-def _no_match(pattern: str, linear: Sequence[str]) -> Any:
-    known = sorted({name.rsplit(".", 1)[-1] for name in linear})
-    raise TrainingFailed(
-        "bad_target_modules",
-        f"target_modules {pattern!r} matches no linear layer of the encoder; its layers end in {', '.join(known)}",
-        {"pattern": pattern, "endings": known},
-    )
+    def _scaling(self, module: str, rank: int) -> float:
+        patterns = self.config.get("alpha_pattern") or {}
+        alpha = float(patterns.get(get_pattern_key(patterns.keys(), module), self.config["lora_alpha"]))
+        return alpha / (rank**0.5 if self.config.get("use_rslora") else rank)
 
 
 def attach_new(encoder: nn.Module, settings: AdapterSettings) -> Any:
-    """Wrap the encoder with a fresh trainable adapter, drawn from torch's global generator (B = 0: no effect yet).
+    """Wrap the encoder with a fresh trainable adapter that has no effect yet, drawn from torch's global generator.
 
     Raises:
-        TrainingFailed: `bad_target_modules`.
+        TrainingFailed: `bad_target_modules` or `bad_adapter`.
     """
-    config = LoraConfig(
-        r=settings.r,
-        lora_alpha=settings.alpha,
-        lora_dropout=settings.dropout,
-        target_modules=resolve_targets(encoder, settings.target_modules),
+    check_settings(settings)
+    targets = resolve_targets(encoder, settings.target_modules)
+    if settings.type == "lora":
+        config = LoraConfig(
+            r=settings.r,
+            lora_alpha=settings.alpha,
+            lora_dropout=settings.dropout,
+            target_modules=targets,
+            use_rslora=settings.use_rslora,
+            use_dora=settings.use_dora,
+        )
+        return get_peft_model(encoder, config)
+    check_blocks(encoder, targets, settings.oft_block_size)
+    # The exact Cayley transform: a truncated Neumann series is faster, but what it yields is no rotation.
+    config = OFTConfig(
+        oft_block_size=settings.oft_block_size,
+        module_dropout=settings.dropout,
+        target_modules=targets,
+        use_cayley_neumann=False,
     )
     return get_peft_model(encoder, config)
+
+
+def check_settings(settings: AdapterSettings) -> None:
+    """Check what the service has checked too, for whoever uses the engine without it.
+
+    Raises:
+        TrainingFailed: `bad_adapter`.
+    """
+    if settings.type == "oft" and (settings.use_dora or settings.use_rslora):
+        problem = "use_dora and use_rslora are options of LoRA; an OFT adapter has neither"
+    elif settings.type == "oft" and settings.oft_block_size < 2:
+        problem = f"oft_block_size is {settings.oft_block_size}; a rotation needs blocks of 2 at least"
+    elif settings.type == "lora" and not 1 <= settings.r <= MAX_RANK:
+        problem = f"r is {settings.r}; a rank lies between 1 and {MAX_RANK}"
+    elif not 0 <= settings.dropout < 1:
+        problem = f"dropout is {settings.dropout}; it lies between 0 and 1, without 1"
+    else:
+        return
+    raise TrainingFailed("bad_adapter", f"the adapter cannot be made: {problem}")
+
+
+def check_blocks(encoder: nn.Module, targets: str | Sequence[str], block_size: int) -> None:
+    """Check that OFT's blocks fill the input of every target; PEFT would pick another size by itself.
+
+    Raises:
+        TrainingFailed: `bad_adapter`, naming the first layer that does not divide.
+    """
+    for name, layer in target_layers(encoder, targets).items():
+        if layer.in_features % block_size:
+            raise TrainingFailed(
+                "bad_adapter",
+                f"oft_block_size {block_size} does not divide the {layer.in_features} inputs of {name!r}; "
+                "choose a divisor",
+                {"layer": name, "in_features": layer.in_features, "oft_block_size": block_size},
+            )
 
 
 def attach(encoder: nn.Module, adapter: Adapter, *, trainable: bool) -> Any:
@@ -131,9 +170,10 @@ def attach(encoder: nn.Module, adapter: Adapter, *, trainable: bool) -> Any:
     Raises:
         TrainingFailed: `bad_version` when the tensors are not exactly those the configuration calls for.
     """
-    options = {key: adapter.config[key] for key in KEPT_OPTIONS if key in adapter.config}
+    peft_type = adapter.config["peft_type"]
+    options = {key: adapter.config[key] for key in KEPT_OPTIONS[peft_type] if key in adapter.config}
     resolve_targets(encoder, options["target_modules"])
-    model = get_peft_model(encoder, LoraConfig(**options))
+    model = get_peft_model(encoder, CONFIGS[peft_type](**options))
     wanted = {
         name: tensor.shape
         for name, tensor in get_peft_model_state_dict(model, save_embedding_layers=False).items()
@@ -155,7 +195,7 @@ def attach(encoder: nn.Module, adapter: Adapter, *, trainable: bool) -> Any:
 def detach(model: Any) -> Adapter:
     """Copy the wrapped encoder's adapter out, on the CPU; the model stays as it is."""
     config: dict[str, Any] = model.peft_config["default"].to_dict()
-    config["peft_type"] = "LORA"
+    config["peft_type"] = config["peft_type"].value
     if not isinstance(config["target_modules"], str):
         config["target_modules"] = sorted(config["target_modules"])
     tensors = get_peft_model_state_dict(model, save_embedding_layers=False)
@@ -164,83 +204,21 @@ def detach(model: Any) -> Adapter:
     )
 
 
-def adapted_layers(model: Any) -> dict[str, LoraLayer]:
+def adapted_layers(model: Any) -> dict[str, LoraLayer | OFTLayer]:
     """The encoder's adapted layers by module name, in name order."""
     layers = {
-        name.removeprefix(PEFT_PREFIX): m for name, m in model.named_modules() if isinstance(m, LoraLayer)
+        name.removeprefix(PEFT_PREFIX): module
+        for name, module in model.named_modules()
+        if isinstance(module, LoraLayer | OFTLayer)
     }
     return dict(sorted(layers.items()))
 
 
 def delta_weights(model: Any) -> dict[str, Tensor]:
-    """ΔW = scaling · B·A [out, in] of each adapted layer, differentiable in A and B."""
+    """ΔW = scaling · B·A [out, in] of each layer under plain LoRA, differentiable in A and B."""
     return {
         name: layer.scaling["default"] * (layer.lora_B["default"].weight @ layer.lora_A["default"].weight)
         for name, layer in adapted_layers(model).items()
-    }
-
-
-def concatenate(first: Adapter, second: Adapter) -> Adapter:
-    """Return the one adapter whose ΔW is the sum of both, exactly: ranks side by side, scalings folded into B.
-
-    With A = [A₁; A₂] and B = [s₁B₁, s₂B₂], B·A = s₁B₁A₁ + s₂B₂A₂ and the new scaling is 1. Scalings that are
-    powers of two (the default is 16 / 8) fold without any rounding.
-
-    Raises:
-        TrainingFailed: `adapters_differ` when the two do not adapt the same layers.
-    """
-    left, right = list(first.factors()), list(second.factors())
-    if [name for name, *_ in left] != [name for name, *_ in right]:
-        raise TrainingFailed(
-            "adapters_differ", "the parent's adapter sits on other layers than this update's"
-        )
-    tensors = {}
-    for (name, a1, b1, s1), (_, a2, b2, s2) in zip(left, right, strict=True):
-        tensors[f"{PEFT_PREFIX}{name}.lora_A.weight"] = torch.cat([a1, a2])
-        tensors[f"{PEFT_PREFIX}{name}.lora_B.weight"] = torch.cat([b1 * s1, b2 * s2], dim=1)
-    return Adapter(_with_rank(second.config, first.rank + second.rank), tensors)
-
-
-def compress(adapter: Adapter, max_rank: int) -> tuple[Adapter, float]:
-    """Return the best adapter of rank `max_rank` at most, and ‖ΔW − ΔW′‖ / ‖ΔW‖ (Frobenius, over all layers).
-
-    The truncated SVD of each ΔW in float32 (Eckart-Young), taken through QR of the thin factors so that no
-    full-size matrix is decomposed. An adapter within the bound comes back untouched, with error 0.
-    """
-    if adapter.rank <= max_rank:
-        return adapter, 0.0
-    tensors: dict[str, Tensor] = {}
-    lost = total = 0.0
-    for name, a, b, scaling in adapter.factors():
-        q_out, r_out = torch.linalg.qr(b.float() * scaling)
-        q_in, r_in = torch.linalg.qr(a.float().T)
-        u, s, vh = torch.linalg.svd(r_out @ r_in.T)
-        root = s[:max_rank].sqrt()
-        tensors[f"{PEFT_PREFIX}{name}.lora_A.weight"] = _padded(
-            (root[:, None] * vh[:max_rank]) @ q_in.T, max_rank, 0
-        )
-        tensors[f"{PEFT_PREFIX}{name}.lora_B.weight"] = _padded(q_out @ (u[:, :max_rank] * root), max_rank, 1)
-        lost += float(s[max_rank:].square().sum())
-        total += float(s.square().sum())
-    return Adapter(_with_rank(adapter.config, max_rank), tensors), (lost / total) ** 0.5 if total else 0.0
-
-
-def _padded(tensor: Tensor, rank: int, dim: int) -> Tensor:
-    """Fill up with zeros to `rank`: layers narrower than that have fewer singular values."""
-    missing = list(tensor.shape)
-    missing[dim] = rank - tensor.shape[dim]
-    return torch.cat([tensor, tensor.new_zeros(missing)], dim=dim).contiguous()
-
-
-def _with_rank(config: Mapping[str, Any], rank: int) -> dict[str, Any]:
-    """The configuration of a sum: scaling 1 under either way PEFT scales."""
-    return {
-        **config,
-        "r": rank,
-        "lora_alpha": float(rank),
-        "use_rslora": False,
-        "rank_pattern": {},
-        "alpha_pattern": {},
     }
 
 
@@ -257,23 +235,39 @@ def write_adapter(adapter: Adapter, folder: Path, *, base_name: str, revision: s
 
 
 def read_adapter(folder: Path) -> Adapter:
-    """Read a PEFT LoRA adapter folder.
+    """Read a PEFT adapter folder: LoRA, DoRA or OFT.
 
     Raises:
-        TrainingFailed: `bad_version` when it is no LoRA adapter in safetensors.
+        TrainingFailed: `bad_version` when it is none of these in safetensors, or sets options beyond `KEPT_OPTIONS`.
     """
     config = read_json(folder / CONFIG_FILE, code="bad_version")
     if (
         not isinstance(config, dict)
-        or config.get("peft_type") != "LORA"
+        or config.get("peft_type") not in CONFIGS
         or not isinstance(config.get("r"), int)
     ):
-        raise TrainingFailed("bad_version", f"{CONFIG_FILE} does not describe a LoRA adapter")
-    if config.get("use_dora") or config.get("bias", "none") != "none" or config.get("modules_to_save"):
+        raise TrainingFailed("bad_version", f"{CONFIG_FILE} does not describe a LoRA, DoRA or OFT adapter")
+    foreign = sorted(foreign_options(config))
+    if foreign:
         raise TrainingFailed(
-            "bad_version", "adapters with DoRA, biases or whole saved modules are not supported"
+            "bad_version",
+            f"{CONFIG_FILE} sets options that are not supported: {', '.join(foreign)}",
+            {"options": foreign},
         )
     return Adapter(config, read_tensors(folder / ADAPTER_FILE))
+
+
+def foreign_options(config: Mapping[str, Any]) -> set[str]:
+    """The options that are set to something else than nothing or PEFT's default, and that are not known to be safe."""
+    peft_type = config["peft_type"]
+    defaults = CONFIGS[peft_type]().to_dict()
+    known = IDLE_OPTIONS | set(KEPT_OPTIONS[peft_type])
+    found = {
+        name
+        for name, value in config.items()
+        if name not in known and value and value != defaults.get(name, None)
+    }
+    return found - {"init_lora_weights"} if config.get("init_lora_weights") in INITIALISATIONS else found
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -12,6 +12,9 @@ Signal = Literal["cancel", "stop"]
 
 Precision = Literal["auto", "fp32", "bf16"]
 
+AdapterKind = Literal["lora", "dora", "oft"]
+"""What strategies tell adapters apart by: DoRA is an option of PEFT's LoRA, and yet cannot be added up like it."""
+
 
 @dataclass(frozen=True, slots=True)
 class BaseFolder:
@@ -31,15 +34,25 @@ class AdapterSettings:
     """The shape of a model's adapter.
 
     `target_modules` is `"auto"` (the attention projections), a list of module names or name endings, or a
-    regular expression over full module names. `max_rank` bounds what strategies may concatenate.
+    regular expression over full module names. `r`, `alpha`, `use_rslora` (scale by alpha / √r instead of alpha / r),
+    `use_dora` and `max_rank`, which bounds what strategies may concatenate, shape LoRA; `oft_block_size`, the side
+    of the rotation's blocks, shapes OFT.
     """
 
-    type: Literal["lora"] = "lora"
+    type: Literal["lora", "oft"] = "lora"
     r: int = 8
     alpha: float = 16.0
     dropout: float = 0.0
     target_modules: str | tuple[str, ...] = "auto"
     max_rank: int = 64
+    use_rslora: bool = False
+    use_dora: bool = False
+    oft_block_size: int = 32
+
+    @property
+    def kind(self) -> AdapterKind:
+        """The kind of adapter this makes, as strategies declare what they can take."""
+        return "dora" if self.type == "lora" and self.use_dora else self.type
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,7 +49,8 @@ def train(request: TrainRequest, *, on_progress: OnProgress, should_stop: Should
     strategy = strategy_of(request)
     run, sha256 = prepare(request, strategy, watch)
     loop = Loop.begin(run, strategy)
-    loop.resume()  # stopped in here there is nothing new to save, and an older checkpoint to keep
+    # Outside of the `try`: a stop before the checkpoint has been taken up must not overwrite it.
+    loop.resume()
     try:
         loop.train()
         watch.at("consolidating")
@@ -75,6 +76,7 @@ def finished_version(run: Run, strategy: Strategy, sha256: str, adapter: Adapter
             "parameters": strategy.params.model_dump(mode="json"),
             "rank": adapter.rank,
             "compression": {"relative_error": error},
+            "strategy_record": dict(strategy.record()),
             "rows": {"fresh": len(run.fresh), "replay": len(run.replay)},
             "device": device_name(run.device),
         },

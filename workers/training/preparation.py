@@ -1,5 +1,6 @@
 """From a request to a run that is ready to train: rows, base, parent, adapter, head."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -39,6 +40,8 @@ def prepare(request: TrainRequest, strategy: Strategy, watch: Watch) -> tuple[Ru
     )  # fmt: skip
     watch.at("preparing")
     seed, share = request.settings.seed, strategy.validation_fraction
+    if parent is None and strategy.validates_parent:
+        share = 0.0
     (fresh, held), (replay, held_replay) = fresh.split(share, seed=seed), replay.split(share, seed=seed)
     device = choose_device()
     model = build_model(request, strategy, parent).to(device)
@@ -54,6 +57,7 @@ def prepare(request: TrainRequest, strategy: Strategy, watch: Watch) -> tuple[Ru
         if parent is None
         else Parent(parent.adapter, parent.head, parent.states.get(strategy.name)),
         watch=watch,
+        validation_fresh=len(held),
     )
     return run, sha256
 
@@ -81,7 +85,7 @@ def read_parent(request: TrainRequest, strategy: Strategy, sha256: str) -> Versi
     """Read the parent version where the strategy starts from one.
 
     Raises:
-        TrainingFailed: `bad_version`, `base_model_changed` or `bad_labels`.
+        TrainingFailed: `bad_version`, `base_model_changed`, `bad_labels` or `adapters_differ`.
     """
     if request.parent is None or strategy.starts_from == "base":
         return None
@@ -90,6 +94,12 @@ def read_parent(request: TrainRequest, strategy: Strategy, sha256: str) -> Versi
     if request.labels[: len(parent.labels)] != parent.labels:
         raise TrainingFailed(
             "bad_labels", "the new version's labels do not begin with the parent's, in their order"
+        )
+    if parent.adapter.kind != request.adapter.kind:
+        raise TrainingFailed(
+            "adapters_differ",
+            f"the parent's adapter is of kind {parent.adapter.kind!r}, this update's of kind "
+            f"{request.adapter.kind!r}; train with 'joint', or from a parent of the same kind",
         )
     return parent
 
@@ -111,7 +121,4 @@ def build_model(request: TrainRequest, strategy: Strategy, parent: Version | Non
 def added_shape(settings: AdapterSettings, parent: Version) -> AdapterSettings:
     """The settings of an adapter that can be added to the parent's: on the same layers."""
     targets = parent.adapter.config["target_modules"]
-    return AdapterSettings(
-        type=settings.type, r=settings.r, alpha=settings.alpha, dropout=settings.dropout, max_rank=settings.max_rank,
-        target_modules=targets if isinstance(targets, str) else tuple(targets),
-    )  # fmt: skip
+    return replace(settings, target_modules=targets if isinstance(targets, str) else tuple(targets))

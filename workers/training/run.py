@@ -27,7 +27,7 @@ class Parent:
 class Run:
     """One update in progress. `replay` holds the buffer even for strategies that do not rehearse it.
 
-    `validation` holds the rows that the strategy keeps out of training, fresh and buffered ones together.
+    `validation` holds the rows that the strategy keeps out of training: `validation_fresh` fresh ones, then the buffered.
     """
 
     request: TrainRequest
@@ -39,6 +39,7 @@ class Run:
     validation: TokenTable
     parent: Parent | None
     watch: Watch
+    validation_fresh: int = 0
 
     @property
     def labels(self) -> int:

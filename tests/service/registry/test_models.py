@@ -1,5 +1,8 @@
 """Models over HTTP."""
 
+from typing import Any
+
+import pytest
 from fastapi.testclient import TestClient
 
 MODEL = {"name": "triage", "base_model": "minilm-l6", "task_type": "text-classification"}
@@ -116,3 +119,38 @@ def test_target_modules_must_be_storable_and_matchable(client: TestClient) -> No
     for modules in ("a\x00", "(["):
         answer = client.post("/v1/models", json={**MODEL, "adapter": {"target_modules": modules}})
         assert (answer.status_code, answer.json()["code"]) == (422, "validation_error")
+
+
+@pytest.mark.parametrize(
+    "adapter",
+    [
+        {"type": "lora", "r": 512, "max_rank": 512, "use_rslora": True},
+        {"type": "lora", "r": 128, "use_dora": True},
+        {"type": "oft", "oft_block_size": 16, "target_modules": ["query"]},
+    ],
+)
+def test_every_kind_of_adapter_is_stored_as_it_was_asked_for(
+    client: TestClient, adapter: dict[str, Any]
+) -> None:
+    made = client.post("/v1/models", json={**MODEL, "adapter": adapter})
+    assert made.status_code == 201, made.text
+    shown = client.get(f"/v1/models/{MODEL['name']}").json()["adapter"]
+    assert shown.items() >= adapter.items()
+
+
+@pytest.mark.parametrize(
+    ("adapter", "word"),
+    [
+        ({"type": "oft", "use_dora": True}, "use_dora is no option"),
+        ({"type": "oft", "r": 4}, "r is no option"),
+        ({"type": "lora", "oft_block_size": 8}, "oft_block_size is no option"),
+        ({"type": "lora", "r": 513}, "less than or equal to 512"),
+        ({"type": "ia3"}, "'lora' or 'oft'"),
+    ],
+)
+def test_options_of_another_adapter_type_are_refused(
+    client: TestClient, adapter: dict[str, Any], word: str
+) -> None:
+    answer = client.post("/v1/models", json={**MODEL, "adapter": adapter})
+    assert (answer.status_code, answer.json()["code"]) == (422, "validation_error")
+    assert word in str(answer.json()["errors"])

@@ -41,6 +41,20 @@ def test_what_does_not_exist_is_refused_by_name(ready: World) -> None:
     assert ready.problem(ready.client.get("/v1/updates/upd_nope")) == (404, "update_not_found")
 
 
+def test_a_strategy_that_adds_adapters_up_refuses_those_that_cannot_be(world: World) -> None:
+    world.model(adapter={"use_dora": True})
+    world.task("one")
+    answer = world.client.post(
+        "/v1/models/triage/updates", json={"tasks": ["one"], "strategy": {"name": "olora"}}
+    )
+    assert world.problem(answer) == (422, "strategy_not_applicable")
+    assert "takes the adapter type lora, not dora" in answer.json()["detail"]
+    taken = world.client.post(
+        "/v1/models/triage/updates", json={"tasks": ["one"], "strategy": {"name": "replay"}}
+    )
+    assert taken.status_code == 202
+
+
 def test_strategy_parameters_are_checked_against_the_catalogue(ready: World) -> None:
     answer = ready.client.post(
         "/v1/models/triage/updates",

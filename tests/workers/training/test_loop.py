@@ -10,7 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from workers.training.contract import BaseFolder, Progress, TrainRequest
+from workers.strategies.catalogue import STRATEGIES
+from workers.training.contract import AdapterSettings, BaseFolder, Progress, TrainRequest
 from workers.training.errors import Cancelled, Stopped, TrainingFailed
 from workers.training.loop import rate_factor, train
 from workers.training.versions import read_version
@@ -66,7 +67,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_does_not(
     assert outputs[0] != outputs[2]
 
 
-@pytest.mark.parametrize("strategy", ["sequential", "replay", "derpp", "ewc", "lwf", "agem", "joint"])
+@pytest.mark.parametrize("strategy", sorted(STRATEGIES))
 @pytest.mark.parametrize("stop_at", [1, 4])
 def test_a_stopped_update_resumes_to_the_same_bytes(
     request_for: RequestFor, rows_about: Any, quietly: Any, strategy: str, stop_at: int
@@ -112,6 +113,66 @@ def test_stopped_again_before_its_first_step_an_update_keeps_its_checkpoint(
         # The teacher is answering for the 24 rows; the checkpoint has not been taken up yet.
         train(halted, on_progress=seen.append, should_stop=while_preparing)
     assert list(Path(halted.checkpoints).iterdir()) == kept
+
+
+@pytest.mark.parametrize("strategy", ["sequential", "replay", "joint"])
+@pytest.mark.parametrize(
+    "adapter",
+    [
+        AdapterSettings(r=4, use_dora=True, dropout=0.1),
+        AdapterSettings(type="oft", oft_block_size=8, dropout=0.3),
+    ],
+)
+def test_a_stopped_update_of_any_adapter_kind_resumes_to_the_same_bytes(
+    request_for: RequestFor, rows_about: Any, quietly: Any, strategy: str, adapter: AdapterSettings
+) -> None:
+    first = request_for("sequential", ["sport", "space"], output="first", adapter=adapter)
+    train(first, **quietly)
+    outputs = []
+    for name in ("straight", "halted"):
+        request = request_for(
+            strategy, ["sport", "space", "food"], output=name, adapter=adapter, parent=first.output,
+            rows=rows_about(["food"], 20), buffer=rows_about(["space"], 9, first_id=500),
+        )  # fmt: skip
+        if name == "halted":
+            with pytest.raises(Stopped):
+                train(request, **stopping_after(3))
+        train(request, **quietly)
+        outputs.append(weights(request.output))
+        assert read_version(Path(request.output), request.base).adapter.kind == adapter.kind
+    assert outputs[0] == outputs[1]
+
+
+def test_a_strategy_refuses_adapters_it_cannot_take(
+    request_for: RequestFor, rows_about: Any, quietly: Any
+) -> None:
+    dora = AdapterSettings(r=4, use_dora=True)
+    with pytest.raises(TrainingFailed, match="'dora'") as caught:
+        train(request_for("olora", ["sport"], adapter=dora), **quietly)
+    assert caught.value.code == "strategy_unsupported"
+    first = request_for("sequential", ["sport", "space"], adapter=dora)
+    train(first, **quietly)
+    plain = request_for("replay", ["sport", "space"], output="v2", parent=first.output)
+    with pytest.raises(TrainingFailed, match="kind 'dora'") as caught:
+        train(plain, **quietly)
+    assert caught.value.code == "adapters_differ"
+
+
+def test_a_stop_while_the_strategy_prepares_keeps_the_checkpoint_there_is(
+    request_for: RequestFor, quietly: Any
+) -> None:
+    halted = request_for("osft", ["sport", "space"])
+    with pytest.raises(Stopped):
+        train(halted, **stopping_after(4))
+    seen: list[Progress] = []
+    with pytest.raises(Stopped):
+        train(
+            halted,
+            on_progress=seen.append,
+            should_stop=lambda: "stop" if seen and seen[-1].phase == "preparing" else None,
+        )
+    assert [path.name for path in Path(halted.checkpoints).iterdir()] == ["step-000000004"]
+    assert train(halted, **quietly).steps == 6
 
 
 def test_stopping_between_the_last_step_and_saving_loses_nothing(
