@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from workers.strategies.analytic import Analytic
 from workers.strategies.base import Strategy
 from workers.strategies.ewc import Ewc
 from workers.strategies.joint import Joint
@@ -18,7 +19,7 @@ from workers.training.contract import TrainRequest
 from workers.training.errors import TrainingFailed
 
 STRATEGIES: dict[str, type[Strategy]] = {
-    strategy.name: strategy for strategy in (Sequential, Replay, Ewc, Joint)
+    strategy.name: strategy for strategy in (Sequential, Replay, Ewc, Analytic, Joint)
 }
 
 CATALOGUE_FILE = Path(__file__).parents[2] / "service" / "updates" / "strategies.json"
