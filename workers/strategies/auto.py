@@ -14,9 +14,10 @@ The eval set takes no part. The search is deterministic under the update's seed.
 `budget` bounds the search alone, counted in rows through an optimiser step (for a strategy that takes no steps: rows
 forwarded); the final training comes on top, and so do forward passes over the held-out rows. Where the budget cannot give every
 candidate a few steps, the last of the portfolio are left out. Strategies that cannot take the update (adapter, task
-type, missing state, diverged) drop out with the reason. There is no search without a parent (nothing can be forgotten) or
-without buffered rows while w > 0 (what is forgotten cannot be seen): the first of the portfolio that needs neither is
-trained. `version.json` and the result tell everything under `auto`; the version's `strategy` is the winner.
+type, missing state, diverged) drop out with the reason. There is no search without a parent (nothing can be forgotten:
+plain training), nor without buffered rows while w > 0 (what is forgotten cannot be seen: the first of the portfolio that can
+take the update is trained). `version.json` and the result tell everything under `auto`; the version's `strategy`,
+parameters and state are the winner's.
 
 Source: successive halving, Jamieson & Talwalkar 2016 (arXiv 1502.07943, algorithm 1); on restarting trials with more of a
 resource, Hyperband, Li et al. 2018 (arXiv 1603.06560, section 3).

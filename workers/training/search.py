@@ -71,7 +71,7 @@ def train_best(request: TrainRequest, *, on_progress: OnProgress, should_stop: S
     raise TrainingFailed(
         "no_strategy_fits",
         "no strategy of the portfolio of 'auto' can take this update; name one and see why",
-        {"skipped": choice.record["skipped"]},
+        {"skipped": choice.record["skipped"], "rungs": choice.record["rungs"]},
     )
 
 
