@@ -15,13 +15,16 @@ new zero columns of C. The adapter is the parent's, bit for bit, and no optimise
 
 λ = `ridge`, or with 0 whatever minimises generalised cross-validation, n·RSS/(n − df)², over a grid in units of the mean
 eigenvalue. RSS and df follow from G and C alone, so this choice does not depend on order either.
-The head is multiplied by 1/σ², σ² the residual variance per output: rows of label k scattered about e_k with
-variance σ² in every direction have posterior softmax(Wᵀx/σ²). No prediction changes; the confidence comes to mean something.
+The head is multiplied by 1/σ², σ² that very estimate of the squared error on a new row, per output: were rows of label k
+scattered about e_k alike in every direction, softmax(Wᵀx/σ²) would be the posterior. No prediction changes. Confidences
+are then comparable within a version, yet too high where labels overlap unevenly (with the noise variance for σ²: 0.92 on average
+at an accuracy of 0.63 on 20 Newsgroups).
 
 Source: ACIL, Zhuang et al. 2022 (arXiv 2205.14922, theorem 1: the recursive head equals the joint one); sums instead of the
 recursion as in RanPAC, McDonnell et al. 2023 (arXiv 2307.02251, eq. 5), without its random projection, which the
 version's plain linear head has no room for. GCV: Golub, Heath & Wahba 1979, eq. 1.2.
-Defaults: GCV has no setting of its own; the grid spans six decades.
+Defaults: λ by GCV: on 20 Newsgroups with MiniLM within two points of the best λ on the test split at 10 rows per label
+(55.8 to 58.0 %), within half a point at 60 (63.2 to 63.6 %).
 Wins: many small updates with new labels where no buffer may be kept, and wherever seconds count. Nothing is forgotten.
 Costs: one forward per fresh row; state of 8·(d+1)·(d+1+labels) bytes and 8 per row (its id). Features do not adapt:
 where the base sees no difference between two labels, neither will the head. Labels weigh by their rows.
@@ -43,7 +46,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from workers.strategies import base
-from workers.training.adapters import KEPT_OPTIONS, Adapter, detach
+from workers.training.adapters import Adapter, detach
 from workers.training.batches import Batch, TokenTable
 from workers.training.classifier import ClassificationHead, Classifier
 from workers.training.errors import TrainingFailed
@@ -51,6 +54,9 @@ from workers.training.run import Run
 
 RIDGE_GRID = tuple(10 ** (step / 10) for step in range(-40, 21))
 """Candidates for λ in units of the mean eigenvalue of the centred Gram matrix."""
+
+SHAPING_OPTIONS = ("peft_type", "r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern")
+"""What, beside its tensors, an adapter's effect depends on."""
 
 LARGEST_SCALE = 1000.0
 """Bound on 1/σ²: rows that are fitted without any error would otherwise make the logits infinite."""
@@ -158,7 +164,7 @@ class Solution:
 
 def features_key(run: Run, adapter: Adapter) -> Tensor:
     """A SHA-256 [32 bytes] of what features depend on beside the base: adapter, maximum length, scale."""
-    options = {key: adapter.config[key] for key in KEPT_OPTIONS if key in adapter.config}
+    options = {key: adapter.config.get(key) for key in SHAPING_OPTIONS}
     facts = {**options, "max_length": run.request.settings.max_length, "scale": run.model.head.scale}
     total = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     for name in sorted(adapter.tensors):
@@ -215,13 +221,14 @@ class Spectrum:
         """n − df(λ) = n − 1 − Σ e/(e + λ): the degrees of freedom that the fit leaves."""
         return max(1e-9, float(self.rows - 1 - (self.eigenvalues / (self.eigenvalues + ridge)).sum()))
 
+    def predicted_error(self, ridge: float) -> float:
+        """Generalised cross-validation n·RSS/(n − df)²: the squared error to expect on a new row, over all outputs."""
+        return float(self.rows) * self.residual(ridge) / self.free(ridge) ** 2
+
     def best_ridge(self) -> float:
-        """The λ on the grid with the least generalised cross-validation n·RSS/(n − df)²."""
+        """The λ on the grid with the least error to expect."""
         unit = max(float(self.eigenvalues.mean()), 1e-12)
-        return (
-            min(RIDGE_GRID, key=lambda share: self.residual(share * unit) / self.free(share * unit) ** 2)
-            * unit
-        )
+        return min((share * unit for share in RIDGE_GRID), key=self.predicted_error)
 
     def weight(self, ridge: float) -> Tensor:
         """The ridge solution [labels, d]."""
@@ -234,7 +241,7 @@ def solve(sums: Sums, ridge: float) -> Solution:
     ridge = ridge or spectrum.best_ridge()
     weight, counts = spectrum.weight(ridge), sums.cross[-1]
     outputs = max(1, int((counts > 0).sum()) - 1)  # they sum to one, so one of them is not free
-    variance = spectrum.residual(ridge) / spectrum.free(ridge) / outputs
+    variance = spectrum.predicted_error(ridge) / outputs
     bias = (counts - weight @ sums.gram[-1, :-1]) / spectrum.rows
     return Solution(weight, bias, ridge, scale=1.0 / max(variance, 1.0 / LARGEST_SCALE))
 
