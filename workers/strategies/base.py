@@ -27,8 +27,8 @@ class Params(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Strategy(ABC):
-    """One continual-learning method. Class attributes are what the catalogue tells the service."""
+class Offer:
+    """What an update may name as its strategy: what the catalogue tells the service, and checked parameters."""
 
     name: ClassVar[str]
     summary: ClassVar[str]
@@ -40,15 +40,6 @@ class Strategy(ABC):
     starts_from: ClassVar[Literal["parent", "base"]] = "parent"
     uses: ClassVar[frozenset[str]] = frozenset()
     """`all_rows`: every row the lineage has learnt comes as fresh, not only the new ones."""
-    adapter: ClassVar[Literal["continued", "added"]] = "continued"
-    """`added`: a fresh adapter is trained over the frozen parent, and the version is their sum."""
-
-    trains: ClassVar[bool] = True
-    """Whether there are optimiser steps at all; without them everything happens in `start` and `finish`."""
-
-    validates_parent: ClassVar[bool] = False
-    """`validation` weighs the update against its parent: without one nothing is held out."""
-
     params_type: ClassVar[type[Params]] = Params
     params: Params
 
@@ -59,6 +50,19 @@ class Strategy(ABC):
             problems = error.errors(include_url=False, include_context=False, include_input=False)
             first = f"{'.'.join(map(str, problems[0]['loc']))}: {problems[0]['msg']}"
             raise TrainingFailed("bad_parameters", f"{self.name}: {first}", {"errors": problems}) from error
+
+
+class Strategy(Offer, ABC):
+    """One continual-learning method."""
+
+    adapter: ClassVar[Literal["continued", "added"]] = "continued"
+    """`added`: a fresh adapter is trained over the frozen parent, and the version is their sum."""
+
+    trains: ClassVar[bool] = True
+    """Whether there are optimiser steps at all; without them everything happens in `start` and `combine`."""
+
+    validates_parent: ClassVar[bool] = False
+    """`validation` weighs the update against its parent: without one nothing is held out."""
 
     @property
     def replay_fraction(self) -> float:
@@ -75,20 +79,20 @@ class Strategy(ABC):
         """Share of fresh and of buffered rows held out of training, as `run.validation`."""
         return 0.0
 
-    def follow(self, optimiser: Optimizer) -> None:  # noqa: B027
+    def follow(self, optimiser: Optimizer) -> None:
         """See the optimiser, before `start`: its state tells how far it takes each entry (`proximal.step_sizes`)."""
 
-    def start(self, run: Run) -> None:  # noqa: B027 - most methods have nothing to do here
+    def start(self, run: Run) -> None:
         """Prepare, once, before the first step and again on resuming; must be a function of the run alone."""
 
     @abstractmethod
     def loss(self, model: Classifier, batch: Batch) -> Tensor:
         """The scalar loss of one batch, averaged over its rows."""
 
-    def adjust_gradients(self, model: Classifier) -> None:  # noqa: B027
+    def adjust_gradients(self, model: Classifier) -> None:
         """Change gradients in place after backward and before clipping (projection methods)."""
 
-    def adjust_step(self, model: Classifier) -> None:  # noqa: B027
+    def adjust_step(self, model: Classifier) -> None:
         """Change parameters in place after the optimiser's step: Adam does not keep to a projected gradient."""
 
     def combine(self, run: Run, trained: Adapter) -> tuple[Adapter, float]:
@@ -115,5 +119,5 @@ class Strategy(ABC):
         """What `start` cannot rebuild: state that has changed since the first step."""
         return {}
 
-    def resume(self, tensors: Mapping[str, Tensor]) -> None:  # noqa: B027
+    def resume(self, tensors: Mapping[str, Tensor]) -> None:
         """Take back what `checkpoint` returned."""

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from workers.strategies.agem import Agem
-from workers.strategies.base import Strategy
+from workers.strategies.analytic import Analytic
+from workers.strategies.auto import Auto
+from workers.strategies.base import Offer, Strategy
 from workers.strategies.derpp import Derpp
 from workers.strategies.ewc import Ewc
 from workers.strategies.joint import Joint
@@ -25,18 +27,21 @@ from workers.training.errors import TrainingFailed
 
 STRATEGIES: dict[str, type[Strategy]] = {
     strategy.name: strategy
-    for strategy in (Sequential, Replay, Derpp, Ewc, Lwf, Agem, Olora, Osft, Merge, Joint)
+    for strategy in (Sequential, Replay, Derpp, Ewc, Lwf, Agem, Olora, Osft, Merge, Analytic, Joint)
 }
+
+OFFERS: dict[str, type[Offer]] = {**STRATEGIES, Auto.name: Auto}
+"""Everything that an update may name: the strategies, and `auto`, which picks one of them."""
 
 CATALOGUE_FILE = Path(__file__).parents[2] / "service" / "updates" / "strategies.json"
 
 
 def catalogue() -> list[dict[str, Any]]:
     """Describe every strategy as plain JSON, in name order; `parameters` is the JSON schema of its parameters."""
-    return [describe(STRATEGIES[name]) for name in sorted(STRATEGIES)]
+    return [describe(OFFERS[name]) for name in sorted(OFFERS)]
 
 
-def describe(strategy: type[Strategy]) -> dict[str, Any]:
+def describe(strategy: type[Offer]) -> dict[str, Any]:
     """One entry of the catalogue."""
     return {
         "name": strategy.name,
@@ -64,16 +69,25 @@ def strategy_of(request: TrainRequest) -> Strategy:
     """
     strategy = STRATEGIES.get(request.strategy)
     if strategy is None:
-        known = ", ".join(sorted(STRATEGIES))
+        known = ", ".join(sorted(OFFERS))
         raise TrainingFailed(
             "unknown_strategy", f"there is no strategy {request.strategy!r}; there are {known}"
         )
+    check_takes(strategy, request)
+    return strategy(request.parameters)
+
+
+def check_takes(strategy: type[Offer], request: TrainRequest) -> None:
+    """Check that a strategy takes the request's task type and kind of adapter.
+
+    Raises:
+        TrainingFailed: `strategy_unsupported`.
+    """
     if request.task_type not in strategy.task_types or request.adapter.kind not in strategy.adapter_types:
         raise TrainingFailed(
             "strategy_unsupported",
-            f"{request.strategy!r} does not train {request.task_type!r} with a {request.adapter.kind!r} adapter",
+            f"{strategy.name!r} does not train {request.task_type!r} with a {request.adapter.kind!r} adapter",
         )
-    return strategy(request.parameters)
 
 
 if __name__ == "__main__":

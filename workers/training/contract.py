@@ -113,7 +113,8 @@ class TrainResult:
     """What an update cost and how it went. `losses` is a curve of (step, mean loss), 200 points at most.
 
     `epochs` is the number of passes over the fresh rows; `peak_memory_bytes` is device memory on a GPU and
-    the child's resident set elsewhere; `train_seconds` counts this attempt alone.
+    the child's resident set elsewhere; `train_seconds` counts this attempt alone. `auto` tells how the strategy was
+    found where that was left to `auto`.
     """
 
     steps: int
@@ -127,6 +128,7 @@ class TrainResult:
     losses: tuple[tuple[int, float], ...]
     packages: dict[str, str]
     device: str
+    auto: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +171,7 @@ class Outcomes:
 class Progress:
     """Where a child stands: its phase, steps done of steps planned, the recent mean loss, seconds to go.
 
-    Phases: `loading`, `tokenising`, `preparing`, `training`, `consolidating`, `saving`, `evaluating`.
+    Phases: `searching` (only `auto`), `loading`, `tokenising`, `preparing`, `training`, `consolidating`, `saving`, `evaluating`.
     """
 
     phase: str

@@ -1,12 +1,14 @@
 """The training loop: one update, from a request to a version folder."""
 
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from workers.strategies.auto import Auto
 from workers.strategies.base import Strategy
 from workers.strategies.catalogue import strategy_of
 from workers.training.adapters import Adapter, detach
@@ -44,6 +46,21 @@ def train(request: TrainRequest, *, on_progress: OnProgress, should_stop: Should
         TrainingFailed: the run cannot go on; `code` says why.
         Cancelled, Stopped: as asked through `should_stop`.
     """
+    if request.strategy == Auto.name:
+        from workers.training.search import train_best  # its trials are trained by this very module
+
+        return train_best(request, on_progress=on_progress, should_stop=should_stop)
+    return train_one(request, on_progress=on_progress, should_stop=should_stop)
+
+
+def train_one(
+    request: TrainRequest,
+    *,
+    on_progress: OnProgress,
+    should_stop: ShouldStop,
+    auto: Mapping[str, Any] | None = None,
+) -> TrainResult:
+    """Train with the strategy that the request names; `auto` is the record of how it was found, if it was."""
     began = time.monotonic()
     watch = Watch(on_progress, should_stop)
     strategy = strategy_of(request)
@@ -63,8 +80,10 @@ def train(request: TrainRequest, *, on_progress: OnProgress, should_stop: Should
     version = finished_version(run, strategy, sha256, adapter, error)
     if state:
         version.states[strategy.name] = state  # type: ignore[index]  # made with a plain dict
+    if auto is not None:
+        version = replace(version, facts={**version.facts, "auto": auto})
     write_version(Path(request.output), version)
-    return loop.result(time.monotonic() - began)
+    return replace(loop.result(time.monotonic() - began), auto=auto)
 
 
 def finished_version(run: Run, strategy: Strategy, sha256: str, adapter: Adapter, error: float) -> Version:

@@ -2,7 +2,7 @@
 
 import json
 
-from workers.strategies.catalogue import CATALOGUE_FILE, STRATEGIES, as_json, catalogue
+from workers.strategies.catalogue import CATALOGUE_FILE, OFFERS, as_json, catalogue
 
 
 def test_the_catalogue_file_is_fresh() -> None:
@@ -13,7 +13,7 @@ def test_the_catalogue_file_is_fresh() -> None:
 
 def test_every_strategy_lies_in_the_file_of_its_name_and_describes_itself() -> None:
     for entry in catalogue():
-        strategy = STRATEGIES[entry["name"]]
+        strategy = OFFERS[entry["name"]]
         assert strategy.__module__ == f"workers.strategies.{entry['name']}"
         assert entry["summary"]
         for word in ("Source", "Wins", "Costs"):
