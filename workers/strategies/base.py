@@ -14,9 +14,11 @@ from torch.optim import Optimizer
 
 from workers.training.adapters import Adapter, compress, concatenate
 from workers.training.batches import Batch
-from workers.training.classifier import Classifier
 from workers.training.errors import TrainingFailed
+from workers.training.model import AdaptedModel
 from workers.training.run import Run
+
+ALL_TASK_TYPES = ("text-classification", "causal-lm")
 
 
 class Params(BaseModel):
@@ -76,13 +78,13 @@ class Strategy(ABC):
         """Prepare, once, before the first step and again on resuming; must be a function of the run alone."""
 
     @abstractmethod
-    def loss(self, model: Classifier, batch: Batch) -> Tensor:
-        """The scalar loss of one batch, averaged over its rows."""
+    def loss(self, model: AdaptedModel, batch: Batch) -> Tensor:
+        """The scalar loss of one batch, averaged over `batch.labels` (rows, or answer tokens of a language model)."""
 
-    def adjust_gradients(self, model: Classifier) -> None:  # noqa: B027
+    def adjust_gradients(self, model: AdaptedModel) -> None:  # noqa: B027
         """Change gradients in place after backward and before clipping (projection methods)."""
 
-    def adjust_step(self, model: Classifier) -> None:  # noqa: B027
+    def adjust_step(self, model: AdaptedModel) -> None:  # noqa: B027
         """Change parameters in place after the optimiser's step: Adam does not keep to a projected gradient."""
 
     def combine(self, run: Run, trained: Adapter) -> tuple[Adapter, float]:
