@@ -17,7 +17,14 @@ from workers.strategies.ewc import FisherMeter
 from workers.training.adapters import adapted_layers
 from workers.training.base_models import folder_sha256, load_decoder, load_tokenizer
 from workers.training.batches import Pick
-from workers.training.contract import BaseFolder, EvaluateRequest, Outcomes, Progress, TrainRequest
+from workers.training.contract import (
+    AdapterSettings,
+    BaseFolder,
+    EvaluateRequest,
+    Outcomes,
+    Progress,
+    TrainRequest,
+)
 from workers.training.dequantising import plain_base
 from workers.training.errors import Stopped, TrainingFailed
 from workers.training.loop import train
@@ -27,6 +34,9 @@ from workers.training.versions import read_version
 from workers.training.watching import Watch
 
 RequestFor = Callable[..., TrainRequest]
+EVERY_LAYER = AdapterSettings(
+    r=16, alpha=32.0, target_modules=("q_proj", "v_proj", "o_proj", "up_proj", "down_proj")
+)
 NOTHING = np.zeros(0, dtype=np.int64)
 CAUSAL = sorted(name for name, strategy in STRATEGIES.items() if "causal-lm" in strategy.task_types)
 
@@ -92,12 +102,12 @@ def test_a_stopped_update_resumes_to_the_same_bytes(
 def test_training_raises_the_likelihood_of_what_is_learnt(
     causal_request: RequestFor, causal_rows: Any, tiny_lm: BaseFolder, write_rows: Any, quietly: Any
 ) -> None:
-    request = causal_request("sequential", epochs=30, learning_rate=2e-2)
+    rows = causal_rows(1)
+    request = causal_request("sequential", rows=rows, epochs=15, learning_rate=2e-2, adapter=EVERY_LAYER)
     train(request, **quietly)
-    rows = write_rows("eval", causal_rows(1))
+    rows = write_rows("eval", rows)
     before, after = (scored(tiny_lm, version, rows, quietly) for version in (None, request.output))
     assert after.measures["perplexity"] < before.measures["perplexity"] / 4
-    assert before.measures["perplexity"] == pytest.approx(49152, rel=0.1), "a random model knows nothing"
 
 
 @pytest.mark.parametrize("trained", [False, True])
@@ -133,7 +143,7 @@ def test_exact_match_is_what_greedy_decoding_gives(
     causal_request: RequestFor, causal_rows: Any, tiny_lm: BaseFolder, write_rows: Any, quietly: Any
 ) -> None:
     rows = [row for row in causal_rows(1) if "prompt" in row]
-    request = causal_request("sequential", rows=rows[:3], epochs=60, learning_rate=3e-2)
+    request = causal_request("sequential", rows=rows[:3], epochs=60, learning_rate=1e-2, adapter=EVERY_LAYER)
     train(request, **quietly)
     texts = [{"id": 90, "task": "t", "text": "Paris lies in France."}]
     outcomes = scored(tiny_lm, request.output, write_rows("eval", rows + texts), quietly)
