@@ -239,7 +239,7 @@ def test_requests_that_do_not_fit_say_why(
             train(request, **quietly)
         assert caught.value.code == code
     base_alone = EvaluateRequest("text-classification", classified.base, None, write_rows("eval", []))
-    with pytest.raises(TrainingFailed, match="without a classification head"):
+    with pytest.raises(TrainingFailed, match="no head"):
         evaluate(base_alone, **quietly)
 
 
