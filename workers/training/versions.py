@@ -107,16 +107,16 @@ def read_version(
     facts = read_json(folder / "version.json", code="bad_version")
     if not isinstance(facts, dict) or facts.get("format") != FORMAT:
         raise TrainingFailed("bad_version", f"version.json is not of format {FORMAT}")
+    if task_type is not None and facts["task_type"] != task_type:
+        raise TrainingFailed(
+            "bad_version", f"the version is of task type {facts['task_type']!r}, not {task_type!r}"
+        )
     recorded = facts["base_model"]["sha256"]
     if sha256 is not None and recorded != sha256:
         raise TrainingFailed(
             "base_model_changed",
             f"the version was trained on another checkpoint of {base.name!r} than the one on disk",
             {"recorded": recorded, "found": sha256},
-        )
-    if task_type is not None and facts["task_type"] != task_type:
-        raise TrainingFailed(
-            "bad_version", f"the version is of task type {facts['task_type']!r}, not {task_type!r}"
         )
     states = {
         path.stem: read_tensors(path) for path in sorted((state or folder / "state").glob("*.safetensors"))
