@@ -231,7 +231,7 @@ def test_requests_that_do_not_fit_say_why(
     for request, code in (
         (causal_request("sequential", parent=classified.output), "bad_version"),
         (replace(causal_request("sequential"), labels=("a",)), "bad_labels"),
-        (causal_request("sequential", rows=[]), "no_fresh_rows"),
+        (causal_request("sequential", rows=[], output="empty"), "no_fresh_rows"),
         (causal_request("sequential", max_length=4096), "sequence_too_long"),
         (causal_request("sequential", base=replace(tiny_lm, gguf="x.gguf", cache="y")), "base_model_missing"),
     ):
