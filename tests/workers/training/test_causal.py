@@ -276,8 +276,8 @@ def test_the_real_model_learns_answers_at_the_default_rate(
     ]
     request = causal_request("sequential", base=smollm2, rows=rows, epochs=4, learning_rate=5e-4)
     result = train(request, **quietly)
-    assert result.final_loss is not None
-    assert result.final_loss < result.losses[0][1] / 2
+    first, last = result.losses[0][1], result.losses[-1][1]
+    assert last < first - 1, result.losses
     outcomes = scored(smollm2, request.output, write_rows("eval", rows[:10]), quietly)
     base = scored(smollm2, None, write_rows("eval", rows[:10]), quietly)
     assert outcomes.measures["mean_log_likelihood"] > base.measures["mean_log_likelihood"] + 1
