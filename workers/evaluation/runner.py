@@ -2,17 +2,20 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from workers.evaluation.causal import causal_outcomes
 from workers.training.adapters import attach
 from workers.training.base_models import check_base, check_length, load_encoder, load_tokenizer
 from workers.training.batches import Pick, TokenTable, collate, in_length_order, read_rows, tokenise
 from workers.training.classifier import Classifier
 from workers.training.contract import EvaluateRequest, Outcomes
+from workers.training.dequantising import plain_base
 from workers.training.devices import autocast, choose_device
 from workers.training.errors import TrainingFailed
 from workers.training.versions import Version, read_version
@@ -23,9 +26,9 @@ CLOSE_CALL = 1e-2
 
 
 def evaluate(request: EvaluateRequest, *, on_progress: OnProgress, should_stop: ShouldStop) -> Outcomes:
-    """Predict a label for every row of `request.rows`, with the adapter merged and rows batched by length.
+    """Answer every row of `request.rows`, with the adapter merged and rows batched by length.
 
-    A row whose two best logits are closer than rounding can tell is predicted again as a plain load of the
+    Language models: see `workers.evaluation.causal`. A classified row whose two best logits are closer than rounding can tell is predicted again as a plain load of the
     version would do it: alone, unpadded, with the adapter beside the weights. So no answer depends on which
     rows happened to share its batch.
 
@@ -36,21 +39,28 @@ def evaluate(request: EvaluateRequest, *, on_progress: OnProgress, should_stop: 
     began = time.monotonic()
     watch = Watch(on_progress, should_stop)
     watch.at("loading")
+    request = replace(request, base=plain_base(request.base))
+    if request.task_type == "causal-lm":
+        return causal_outcomes(request, watch, began=began)
     if request.task_type != "text-classification":
         raise TrainingFailed("unknown_task_type", f"cannot evaluate task type {request.task_type!r}")
     if request.version is None:
         raise TrainingFailed("no_head", "the untouched base of a classifier has no head to answer with")
-    version = read_version(Path(request.version), request.base, sha256=check_base(request.base))
+    version = read_version(
+        Path(request.version), request.base, task_type=request.task_type, sha256=check_base(request.base)
+    )
     table = tokenised(request, version, watch)
     logits = all_logits(request, version, table, watch)
     predicted = logits.argmax(1)
+    correct = predicted.numpy() == table.labels
     return Outcomes(
         example_ids=tuple(table.ids.tolist()),
         predicted=tuple(predicted.tolist()),
         confidence=tuple(logits.softmax(1).amax(1).tolist()),
-        correct=tuple((predicted.numpy() == table.labels).tolist()),
+        correct=tuple(correct.tolist()),
         labels=version.labels,
         seconds=time.monotonic() - began,
+        measures={"accuracy": float(correct.mean())} if len(table) else {},
     )
 
 
@@ -92,6 +102,8 @@ def all_logits(request: EvaluateRequest, version: Version, table: TokenTable, wa
 
 def loaded(request: EvaluateRequest, version: Version, device: torch.device, *, merged: bool) -> Classifier:
     """The version's model in evaluation mode, its adapter merged into the weights or beside them."""
+    if version.head is None:
+        raise TrainingFailed("bad_version", "the version has no classification head")
     encoder = attach(load_encoder(request.base), version.adapter, trainable=False)
     if merged:
         encoder = encoder.merge_and_unload()

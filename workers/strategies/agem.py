@@ -29,7 +29,7 @@ from torch.nn import functional
 from workers.strategies import base
 from workers.strategies.losses import mean_over
 from workers.training.batches import Batch
-from workers.training.classifier import Classifier
+from workers.training.model import AdaptedModel
 from workers.training.run import Run
 
 
@@ -47,6 +47,7 @@ class Agem(base.Strategy):
     name = "agem"
     adapter_types = ("lora", "dora", "oft")
     summary = "Train on new examples alone, never along a direction that raises the loss on buffered ones"
+    task_types = base.ALL_TASK_TYPES
     needs_replay = True
     params_type = Params
     params: Params
@@ -61,13 +62,13 @@ class Agem(base.Strategy):
         self.reference: dict[str, Tensor] = {}
         self.before: dict[str, Tensor] = {}
 
-    def loss(self, model: Classifier, batch: Batch) -> Tensor:
+    def loss(self, model: AdaptedModel, batch: Batch) -> Tensor:
         """Mean cross-entropy of the fresh rows; the replayed rows' gradient goes to the reference."""
         each = functional.cross_entropy(model(batch), batch.labels, reduction="none")
         self.add_reference(model, mean_over(each, batch.replayed))
         return mean_over(each, ~batch.replayed)
 
-    def add_reference(self, model: Classifier, loss: Tensor) -> None:
+    def add_reference(self, model: AdaptedModel, loss: Tensor) -> None:
         """Add the gradient of `loss` to the step's reference: passes accumulate, and its scale does not matter."""
         parameters = model.trainable()
         gradients = torch.autograd.grad(
@@ -77,7 +78,7 @@ class Agem(base.Strategy):
             held = self.reference.get(name)
             self.reference[name] = gradient if held is None else held + gradient
 
-    def adjust_gradients(self, model: Classifier) -> None:
+    def adjust_gradients(self, model: AdaptedModel) -> None:
         """Take the part of the gradient out that points against the reference."""
         parameters = model.trainable()
         gradients = {name: value.grad for name, value in parameters.items() if value.grad is not None}
@@ -85,7 +86,7 @@ class Agem(base.Strategy):
         self.before = {name: value.detach().clone() for name, value in parameters.items()}
 
     @torch.no_grad()
-    def adjust_step(self, model: Classifier) -> None:
+    def adjust_step(self, model: AdaptedModel) -> None:
         """Take the part of the step out that climbs along the reference."""
         parameters = model.trainable()
         step = {name: value.detach() - self.before[name] for name, value in parameters.items()}

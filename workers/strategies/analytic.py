@@ -48,8 +48,9 @@ from torch.nn import functional
 from workers.strategies import base
 from workers.training.adapters import Adapter, detach
 from workers.training.batches import Batch, TokenTable
-from workers.training.classifier import ClassificationHead, Classifier
+from workers.training.classifier import ClassificationHead
 from workers.training.errors import TrainingFailed
+from workers.training.model import AdaptedModel
 from workers.training.run import Run
 
 RIDGE_GRID = tuple(10 ** (step / 10) for step in range(-40, 21))
@@ -90,7 +91,7 @@ class Analytic(base.Strategy):
             TrainingFailed: `strategy_state_missing` when there is neither.
         """
         self.key = features_key(run, detach(run.model.encoder))
-        self.sums = Sums.empty(run.model.head.weight.shape[1], run.labels)
+        self.sums = Sums.empty(run.classifier.head.weight.shape[1], run.labels)
         if run.parent is None:
             return
         saved = run.parent.state
@@ -106,14 +107,14 @@ class Analytic(base.Strategy):
             )
         self.sums = with_rows(self.sums, run, run.replay, phase="preparing")
 
-    def loss(self, model: Classifier, batch: Batch) -> Tensor:
+    def loss(self, model: AdaptedModel, batch: Batch) -> Tensor:
         """There is none: the head is solved for."""
         raise NotImplementedError("'analytic' takes no optimiser steps")
 
     def combine(self, run: Run, trained: Adapter) -> tuple[Adapter, float]:
         """Add the fresh rows, solve for the head, and return the adapter as it came."""
         self.sums = with_rows(self.sums, run, run.fresh, phase="consolidating")
-        write_head(run.model.head, solve(self.sums, self.params.ridge))
+        write_head(run.classifier.head, solve(self.sums, self.params.ridge))
         return trained, 0.0
 
     def finish(self, run: Run) -> dict[str, Tensor]:
@@ -168,7 +169,7 @@ class Solution:
 def features_key(run: Run, adapter: Adapter) -> Tensor:
     """A SHA-256 [32 bytes] of what features depend on beside the base: adapter, maximum length, scale."""
     options = {key: adapter.config.get(key) for key in SHAPING_OPTIONS}
-    facts = {**options, "max_length": run.request.settings.max_length, "scale": run.model.head.scale}
+    facts = {**options, "max_length": run.request.settings.max_length, "scale": run.classifier.head.scale}
     total = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     for name in sorted(adapter.tensors):
         total.update(name.encode() + adapter.tensors[name].numpy().tobytes())
@@ -186,7 +187,9 @@ def with_rows(sums: Sums, run: Run, table: TokenTable, *, phase: str) -> Sums:
     settings, was_training = run.request.settings, run.model.training
     run.model.eval()
     for batch in run.batches_of(table.take(new), batch_size=settings.evaluation_batch_size, phase=phase):
-        features = run.model.head.normalise(run.model.features(batch.input_ids, batch.attention_mask)).cpu()
+        features = run.classifier.head.normalise(
+            run.classifier.features(batch.input_ids, batch.attention_mask)
+        ).cpu()
         if not features.isfinite().all():
             raise TrainingFailed(
                 "non_finite_features", f"the base gives no finite features for rows {batch.ids[:20]}"

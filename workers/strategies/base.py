@@ -15,10 +15,12 @@ from torch.optim import Optimizer
 from workers.training.adapters import Adapter
 from workers.training.algebra import compress, concatenate
 from workers.training.batches import Batch
-from workers.training.classifier import Classifier
 from workers.training.contract import AdapterKind
 from workers.training.errors import TrainingFailed
+from workers.training.model import AdaptedModel
 from workers.training.run import Run
+
+ALL_TASK_TYPES = ("text-classification", "causal-lm")
 
 
 class Params(BaseModel):
@@ -86,13 +88,13 @@ class Strategy(Offer, ABC):
         """Prepare, once, before the first step and again on resuming; must be a function of the run alone."""
 
     @abstractmethod
-    def loss(self, model: Classifier, batch: Batch) -> Tensor:
-        """The scalar loss of one batch, averaged over its rows."""
+    def loss(self, model: AdaptedModel, batch: Batch) -> Tensor:
+        """The scalar loss of one batch, averaged over `batch.labels` (rows, or answer tokens of a language model)."""
 
-    def adjust_gradients(self, model: Classifier) -> None:
+    def adjust_gradients(self, model: AdaptedModel) -> None:
         """Change gradients in place after backward and before clipping (projection methods)."""
 
-    def adjust_step(self, model: Classifier) -> None:
+    def adjust_step(self, model: AdaptedModel) -> None:
         """Change parameters in place after the optimiser's step: Adam does not keep to a projected gradient."""
 
     def combine(self, run: Run, trained: Adapter) -> tuple[Adapter, float]:

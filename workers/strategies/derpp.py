@@ -33,7 +33,7 @@ from workers.strategies.losses import mean_over
 from workers.strategies.replay import label_shares
 from workers.strategies.teachers import positions, row_logits
 from workers.training.batches import Batch
-from workers.training.classifier import Classifier
+from workers.training.model import AdaptedModel
 from workers.training.run import Parent, Run
 
 
@@ -82,7 +82,7 @@ class Derpp(base.Strategy):
         mixed = self.params.beta / (1.0 + self.params.beta)
         self.offsets = self.params.balance * label_shares(run, mixed).log()
 
-    def loss(self, model: Classifier, batch: Batch) -> Tensor:
+    def loss(self, model: AdaptedModel, batch: Batch) -> Tensor:
         """The three terms of the formula above; the first alone where there is no buffer."""
         logits = model(batch)
         each = functional.cross_entropy(logits + self.offsets, batch.labels, reduction="none")
@@ -112,7 +112,7 @@ class Derpp(base.Strategy):
 
 def gathered(run: Run, parent: Parent) -> Tensor:
     """Logits [buffered rows, the parent's labels]: from the parent's state, or else the parent's own."""
-    logits = torch.full((len(run.replay), len(parent.head.bias)), float("nan"))
+    logits = torch.full((len(run.replay), parent.labels or 0), float("nan"))
     state = parent.state or {"ids": torch.zeros(0), "logits": torch.zeros(0, 0)}
     place = {int(id_): index for index, id_ in enumerate(state["ids"])}
     found = np.array([int(id_) in place for id_ in run.replay.ids], dtype=bool)

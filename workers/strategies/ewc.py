@@ -45,11 +45,10 @@ from workers.strategies import base
 from workers.strategies.proximal import pull_back, pull_product, step_sizes
 from workers.training.adapters import adapted_layers, delta_weights
 from workers.training.batches import Batch, TokenTable
-from workers.training.classifier import Classifier
+from workers.training.classifier import ClassificationHead
 from workers.training.errors import TrainingFailed
+from workers.training.model import AdaptedModel
 from workers.training.run import Parent, Run
-
-HEAD = ("head.weight", "head.bias")
 
 
 class Params(base.Params):
@@ -73,6 +72,7 @@ class Ewc(base.Strategy):
     summary = (
         "Hold back changes of the weights that old tasks depend on (online EWC on ΔW); keeps no old examples"
     )
+    task_types = base.ALL_TASK_TYPES
     needs_replay = True
     adapter = "added"
     params_type = Params
@@ -96,11 +96,9 @@ class Ewc(base.Strategy):
         if saved is None or not fits(saved, run.model, run.parent):
             saved = self.rebuilt(run, run.parent)
         self.fisher = {name: tensor.to(run.device) for name, tensor in saved.items()}
-        old = len(run.parent.head.bias)
-        head = run.model.head
         self.anchor = {
-            "head.weight": head.weight.detach()[:old].clone(),
-            "head.bias": head.bias.detach()[:old].clone(),
+            name: parameter.detach()[: run.parent.labels].clone()
+            for name, parameter in run.model.head_parameters().items()
         }
 
     def rebuilt(self, run: Run, parent: Parent) -> dict[str, Tensor]:
@@ -111,16 +109,16 @@ class Ewc(base.Strategy):
                 "the parent was not trained with 'ewc' under this adapter shape and there are no buffered examples "
                 "to rebuild its Fisher information from; train with another strategy or from another parent",
             )
-        return estimate(run, run.replay, rows=self.params.fisher_rows, labels=len(parent.head.bias))
+        return estimate(run, run.replay, rows=self.params.fisher_rows, labels=parent.labels)
 
-    def loss(self, model: Classifier, batch: Batch) -> Tensor:
+    def loss(self, model: AdaptedModel, batch: Batch) -> Tensor:
         """Mean cross-entropy plus the penalty, whose gradient is left to `adjust_step`."""
         with torch.no_grad():
             penalty = self.penalty(model)
         return functional.cross_entropy(model(batch), batch.labels) + penalty
 
     @torch.no_grad()
-    def adjust_step(self, model: Classifier) -> None:
+    def adjust_step(self, model: AdaptedModel) -> None:
         """Take the penalty's part of the step: proximal, so that no λ and no rate is too large for it."""
         if not self.fisher:
             return
@@ -134,9 +132,9 @@ class Ewc(base.Strategy):
             steps = step_sizes(self.optimiser, parameter)[: len(anchor)]
             pull_back(parameter[: len(anchor)], anchor, self.params.strength * self.fisher[name], steps)
 
-    def penalty(self, model: Classifier) -> Tensor:
+    def penalty(self, model: AdaptedModel) -> Tensor:
         """(λ/2) · Σ Ω∘(ΔW)², and the same for the head's old rows."""
-        total = torch.zeros((), device=model.head.bias.device)
+        total = torch.zeros((), device=model.adapter_parameters()[0].device)
         if not self.fisher:
             return total
         for name, delta in delta_weights(model.encoder).items():
@@ -148,23 +146,26 @@ class Ewc(base.Strategy):
 
     def finish(self, run: Run) -> dict[str, Tensor]:
         """Return γ·Ω + F, F estimated on the fresh rows at the parameters just reached."""
-        state = estimate(run, run.fresh, rows=self.params.fisher_rows, labels=run.labels)
+        state = estimate(run, run.fresh, rows=self.params.fisher_rows, labels=run.labels or None)
         for name, old in self.fisher.items():
             state[name][: len(old)] += self.params.decay * old.cpu()
         return state
 
 
-def fits(state: Mapping[str, Tensor], model: Classifier, parent: Parent) -> bool:
+def fits(state: Mapping[str, Tensor], model: AdaptedModel, parent: Parent) -> bool:
     """Whether a saved Fisher covers the layers adapted now and the parent's head."""
     wanted = {name: tensor.shape for name, tensor in delta_weights(model.encoder).items()}
-    wanted |= {name: parent.head.get_parameter(name.removeprefix("head.")).shape for name in HEAD}
+    if parent.head is not None:
+        wanted |= {f"head.{name}": parameter.shape for name, parameter in parent.head.named_parameters()}
     return wanted == {name: tensor.shape for name, tensor in state.items()}
 
 
-def estimate(run: Run, table: TokenTable, *, rows: int, labels: int) -> dict[str, Tensor]:
+def estimate(run: Run, table: TokenTable, *, rows: int, labels: int | None) -> dict[str, Tensor]:
     """Estimate the diagonal Fisher information of the adapted weights and of the head's first `labels` rows.
 
-    Labels are drawn from the model's predictions. Rows beyond `rows` are left out by a seeded draw.
+    Labels are drawn from the model's predictions. Rows beyond `rows` are left out by a seeded draw. A language
+    model draws every answer token (`labels=None`: from the whole vocabulary), given the ones that stand before it; an
+    example's log-likelihood is their sum.
 
     Returns:
         On the CPU, per adapted layer [out, in], `head.weight` [labels, width] and `head.bias` [labels]: squared
@@ -180,7 +181,7 @@ def estimate(run: Run, table: TokenTable, *, rows: int, labels: int) -> dict[str
             with torch.autocast(run.device.type, enabled=False):
                 logits = run.model(batch)[:, :labels]
             drawn = torch.multinomial(logits.detach().softmax(-1).cpu(), 1, generator=generator)[:, 0]
-            meter.add(logits, drawn.to(run.device))
+            meter.add(logits, drawn.to(run.device), examples=len(batch.ids))
     run.model.train(was_training)
     return meter.mean()
 
@@ -188,7 +189,7 @@ def estimate(run: Run, table: TokenTable, *, rows: int, labels: int) -> dict[str
 class FisherMeter:
     """Sums squared per-example gradients of log p(label) over the adapted weights and the head."""
 
-    def __init__(self, model: Classifier) -> None:
+    def __init__(self, model: AdaptedModel) -> None:
         self.model = model
         self.sums: dict[str, Tensor] = {}
         self.examples = 0
@@ -201,7 +202,8 @@ class FisherMeter:
         handles = []
         for name, layer in adapted_layers(self.model.encoder).items():
             handles.append(layer.register_forward_hook(self._forward_hook(name)))
-        handles.append(self.model.head.register_forward_pre_hook(self._keep_features))
+        if self.model.head is not None:
+            handles.append(self.model.head.register_forward_pre_hook(self._keep_features))
         try:
             yield
         finally:
@@ -220,21 +222,26 @@ class FisherMeter:
         per_example = torch.einsum("nto,nti->noi", gradient.detach().float(), self._inputs[name])
         self._sum(name, per_example.square().sum(0))
 
-    def _keep_features(self, head: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        self._features = self.model.head.normalise(inputs[0].detach())
+    def _keep_features(self, head: ClassificationHead, inputs: tuple[Tensor, ...]) -> None:
+        self._features = head.normalise(inputs[0].detach())
 
     def _sum(self, name: str, value: Tensor) -> None:
         self.sums[name] = self.sums[name] + value if name in self.sums else value
 
-    def add(self, logits: Tensor, labels: Tensor) -> None:
-        """Add one batch: `logits` [rows, labels] of a forward under `attached`, and the labels to explain."""
+    def add(self, logits: Tensor, labels: Tensor, *, examples: int | None = None) -> None:
+        """Add one batch of `examples`: `logits` [n, labels] of a forward under `attached`, and the labels to explain [n].
+
+        Every example must have a sequence of its own: packed ones would be squared together.
+        """
         # Examples do not touch each other in the forward pass, so the gradient of the sum holds each one's own.
         loss = functional.cross_entropy(logits, labels, reduction="sum")
         torch.autograd.grad(loss, self.model.adapter_parameters(), allow_unused=True)
+        self.examples += len(labels) if examples is None else examples
+        if self.model.head is None:
+            return
         error = functional.one_hot(labels, logits.shape[1]).float() - logits.detach().softmax(-1)
         self._sum("head.weight", error.square().T @ self._features.square())
         self._sum("head.bias", error.square().sum(0))
-        self.examples += len(labels)
 
     def mean(self) -> dict[str, Tensor]:
         """The averages over all examples added, on the CPU."""

@@ -12,9 +12,9 @@ The caller sends every learnt row as fresh (`uses = {"all_rows"}`); a parent onl
 from torch import Tensor
 from torch.nn import functional
 
-from workers.strategies.base import Strategy
+from workers.strategies.base import ALL_TASK_TYPES, Strategy
 from workers.training.batches import Batch
-from workers.training.classifier import Classifier
+from workers.training.model import AdaptedModel
 
 
 class Joint(Strategy):
@@ -25,9 +25,10 @@ class Joint(Strategy):
         "Retrain from the base model on all examples: the upper bound, at the price of the whole history"
     )
     adapter_types = ("lora", "dora", "oft")
+    task_types = ALL_TASK_TYPES
     starts_from = "base"
     uses = frozenset({"all_rows"})
 
-    def loss(self, model: Classifier, batch: Batch) -> Tensor:
+    def loss(self, model: AdaptedModel, batch: Batch) -> Tensor:
         """Mean cross-entropy over the batch."""
         return functional.cross_entropy(model(batch), batch.labels)

@@ -27,7 +27,7 @@ from workers.strategies.losses import mean_over
 from workers.strategies.replay import label_shares
 from workers.strategies.teachers import LiveTeacher, StoredTeacher, Teacher
 from workers.training.batches import Batch
-from workers.training.classifier import Classifier
+from workers.training.model import AdaptedModel
 from workers.training.run import Run
 
 
@@ -55,6 +55,7 @@ class Lwf(base.Strategy):
     name = "lwf"
     adapter_types = ("lora", "dora", "oft")
     summary = "Learn new examples while keeping the parent's answers about the old labels; needs no buffer"
+    task_types = base.ALL_TASK_TYPES
     needs_replay = True
     params_type = Params
     params: Params
@@ -73,9 +74,9 @@ class Lwf(base.Strategy):
             return
         self.offsets = self.params.balance * label_shares(run, 0.0).log()
         if run.parent is not None:
-            self.teacher = StoredTeacher(run, labels=len(run.parent.head.bias))
+            self.teacher = StoredTeacher(run, labels=run.parent.labels or 0)
 
-    def loss(self, model: Classifier, batch: Batch) -> Tensor:
+    def loss(self, model: AdaptedModel, batch: Batch) -> Tensor:
         """Mean cross-entropy of the fresh rows plus the divergence from the parent on all."""
         logits = model(batch)
         each = functional.cross_entropy(logits + self.offsets, batch.labels, reduction="none")

@@ -38,7 +38,8 @@ from workers.strategies.replay import mix_offsets
 from workers.training.adapters import Adapter, adapted_layers
 from workers.training.algebra import compress, concatenate, scaled
 from workers.training.batches import Batch, TokenTable
-from workers.training.classifier import ClassificationHead, Classifier
+from workers.training.classifier import ClassificationHead
+from workers.training.model import AdaptedModel
 from workers.training.run import Run
 
 
@@ -61,6 +62,7 @@ class Merge(base.Strategy):
     """Interpolate between the parent and a freely trained child, at the point that held-out rows choose."""
 
     name = "merge"
+    task_types = base.ALL_TASK_TYPES
     summary = "Train freely, then interpolate between parent and child as held-out examples of both choose"
     needs_replay = True
     adapter = "added"
@@ -83,7 +85,7 @@ class Merge(base.Strategy):
         self.offsets = mix_offsets(run, self.params.replay_fraction)
         self.chosen: dict[str, JsonValue] = {}
 
-    def loss(self, model: Classifier, batch: Batch) -> Tensor:
+    def loss(self, model: AdaptedModel, batch: Batch) -> Tensor:
         """Mean cross-entropy over the batch, its logits shifted where rows are replayed."""
         return functional.cross_entropy(model(batch) + self.offsets, batch.labels)
 
@@ -97,7 +99,7 @@ class Merge(base.Strategy):
         merged = concatenate(run.parent.adapter, scaled(trained, weight))
         return compress(merged, run.request.adapter.max_rank)
 
-    def choose(self, run: Run, old: ClassificationHead) -> float:
+    def choose(self, run: Run, old: ClassificationHead | None) -> float:
         """Return β and note why: the grid's losses where there are old rows to measure on."""
         fresh, buffered = held_out(run)
         if len(fresh) == 0 or len(buffered) == 0:
@@ -130,11 +132,11 @@ def held_out(run: Run) -> tuple[TokenTable, TokenTable]:
 
 
 @contextmanager
-def moved_to(model: Classifier, old: ClassificationHead, weight: float) -> Iterator[None]:
+def moved_to(model: AdaptedModel, old: ClassificationHead | None, weight: float) -> Iterator[None]:
     """Put the model `weight` of the way from parent to child while the context lasts."""
     layers = list(adapted_layers(model.encoder).values())
     scalings = [layer.scaling["default"] for layer in layers]
-    head = {name: tensor.clone() for name, tensor in model.head.state_dict().items()}
+    head = {name: tensor.detach().clone() for name, tensor in model.head_parameters().items()}
     try:
         for layer, scaling in zip(layers, scalings, strict=True):
             layer.scaling["default"] = weight * scaling
@@ -144,11 +146,15 @@ def moved_to(model: Classifier, old: ClassificationHead, weight: float) -> Itera
     finally:
         for layer, scaling in zip(layers, scalings, strict=True):
             layer.scaling["default"] = scaling
-        model.head.load_state_dict(head)
+        with torch.no_grad():
+            for name, parameter in model.head_parameters().items():
+                parameter.copy_(head[name])
 
 
-def interpolate_head(head: ClassificationHead, old: ClassificationHead, weight: float) -> None:
+def interpolate_head(head: ClassificationHead | None, old: ClassificationHead | None, weight: float) -> None:
     """Move the rows that `old` has to `(1 − weight)·old + weight·head`, in place; rows of new labels stay."""
+    if head is None or old is None:
+        return
     for name, parameter in head.named_parameters():
         start = old.get_parameter(name).to(parameter.device)
         # Written so that both ends are exact.
@@ -157,7 +163,10 @@ def interpolate_head(head: ClassificationHead, old: ClassificationHead, weight: 
 
 @torch.no_grad()
 def balanced_loss(run: Run, tables: tuple[TokenTable, ...]) -> float:
-    """Cross-entropy averaged over rows of one label of one table, then over all of these."""
+    """Cross-entropy averaged over rows of one label of one table, then over all of these.
+
+    Without a head there are no labels: the mean is over the answer tokens of each table, then over the tables.
+    """
     was_training = run.model.training
     run.model.eval()
     means: list[float] = []
@@ -169,7 +178,7 @@ def balanced_loss(run: Run, tables: tuple[TokenTable, ...]) -> float:
             with run.autocast():
                 logits = run.model(batch)
             losses.append(functional.cross_entropy(logits.float(), batch.labels, reduction="none").cpu())
-            labels.append(batch.labels.cpu())
+            labels.append(batch.labels.cpu() if run.model.head is not None else torch.zeros(len(logits)))
         every, label = torch.cat(losses or [torch.zeros(0)]), torch.cat(labels or [torch.zeros(0)])
         means.extend(float(every[label == one].mean()) for one in sorted(set(label.tolist())))
     run.model.train(was_training)

@@ -34,7 +34,7 @@ from workers.strategies.replay import mix_offsets
 from workers.training.adapters import Adapter, adapted_layers
 from workers.training.algebra import row_spaces
 from workers.training.batches import Batch
-from workers.training.classifier import Classifier
+from workers.training.model import AdaptedModel
 from workers.training.run import Run
 
 
@@ -53,6 +53,7 @@ class Olora(base.Strategy):
     """Train a fresh adapter whose input subspace is pushed away from the parent's."""
 
     name = "olora"
+    task_types = base.ALL_TASK_TYPES
     summary = "Learn in a subspace orthogonal to those of earlier updates (O-LoRA); keeps no old examples"
     needs_replay = True
     adapter = "added"
@@ -67,18 +68,19 @@ class Olora(base.Strategy):
     def start(self, run: Run) -> None:
         """Find the row spaces of the parent's adapter; without a parent there is nothing to keep clear of."""
         self.offsets = mix_offsets(run, self.params.replay_fraction)
+        self.device = run.device
         spaces = {} if run.parent is None else row_spaces(run.parent.adapter)
         self.previous = {name: space.to(run.device) for name, space in spaces.items()}
 
-    def loss(self, model: Classifier, batch: Batch) -> Tensor:
+    def loss(self, model: AdaptedModel, batch: Batch) -> Tensor:
         """Mean cross-entropy plus the penalty."""
         return functional.cross_entropy(
             model(batch) + self.offsets, batch.labels
         ) + self.params.strength * self.overlap(model)
 
-    def overlap(self, model: Classifier) -> Tensor:
+    def overlap(self, model: AdaptedModel) -> Tensor:
         """The mean squared entry of V Aᵀ over all layers."""
-        total, entries = torch.zeros((), device=model.head.bias.device), 0
+        total, entries = torch.zeros((), device=self.device), 0
         if self.previous:
             for name, layer in adapted_layers(model.encoder).items():
                 product = self.previous[name] @ layer.lora_A["default"].weight.T

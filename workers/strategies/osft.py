@@ -33,7 +33,7 @@ from workers.strategies import base
 from workers.strategies.replay import mix_offsets
 from workers.training.adapters import adapted_layers
 from workers.training.batches import Batch
-from workers.training.classifier import Classifier
+from workers.training.model import AdaptedModel
 from workers.training.run import Run
 
 
@@ -55,6 +55,7 @@ class Osft(base.Strategy):
     """Train a fresh adapter in the orthogonal complement of the weights' leading singular directions."""
 
     name = "osft"
+    task_types = base.ALL_TASK_TYPES
     summary = "Leave the leading singular directions of the weights untouched (OSFT); keeps no old examples"
     needs_replay = True
     adapter = "added"
@@ -76,11 +77,11 @@ class Osft(base.Strategy):
             self.protected[name] = leading_directions(layer.get_base_layer().weight, self.params.preserved)
         self.adjust_step(run.model)
 
-    def loss(self, model: Classifier, batch: Batch) -> Tensor:
+    def loss(self, model: AdaptedModel, batch: Batch) -> Tensor:
         """Mean cross-entropy over the batch."""
         return functional.cross_entropy(model(batch) + self.offsets, batch.labels)
 
-    def adjust_gradients(self, model: Classifier) -> None:
+    def adjust_gradients(self, model: AdaptedModel) -> None:
         """Project the gradients of A and B, so that clipping measures the step that counts."""
         for a, b, u, v in self.factors(model):
             if a.grad is not None:
@@ -89,13 +90,13 @@ class Osft(base.Strategy):
                 b.grad.copy_(off_columns(b.grad, u))
 
     @torch.no_grad()
-    def adjust_step(self, model: Classifier) -> None:
+    def adjust_step(self, model: AdaptedModel) -> None:
         """Project A and B themselves."""
         for a, b, u, v in self.factors(model):
             a.copy_(off_rows(a, v))
             b.copy_(off_columns(b, u))
 
-    def factors(self, model: Classifier) -> Iterator[tuple[nn.Parameter, nn.Parameter, Tensor, Tensor]]:
+    def factors(self, model: AdaptedModel) -> Iterator[tuple[nn.Parameter, nn.Parameter, Tensor, Tensor]]:
         """Yield A [r, in], B [out, r], U_k [out, k] and V_k [in, k] of each adapted layer."""
         for name, layer in adapted_layers(model.encoder).items():
             u, v = self.protected[name]

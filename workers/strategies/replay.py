@@ -6,7 +6,8 @@ Loss, with r the share of replayed rows in the mix and π_y the share of label y
 
 over the collated batch. τ = 0 is plain cross-entropy. τ = 1 trains the model for a world in which all labels
 are equally common: four new labels that fill half of the mix and sixteen old ones that share the other half
-would otherwise shift the head towards the new. Inference uses z alone.
+would otherwise shift the head towards the new. Inference uses z alone. A language model has no label shares to
+correct: there the loss is plain cross-entropy over the answer tokens, whatever τ.
 
 Source: experience replay as in Chaudhry et al. 2019 (arXiv 1902.10486); the shift is the balanced softmax of
 Ren et al. 2020 (arXiv 2007.10740, eq. 3; Menon et al. 2020, arXiv 2007.07314, eq. 10).
@@ -22,7 +23,7 @@ from torch.nn import functional
 
 from workers.strategies import base
 from workers.training.batches import Batch
-from workers.training.classifier import Classifier
+from workers.training.model import AdaptedModel
 from workers.training.run import Run
 
 
@@ -46,6 +47,7 @@ class Replay(base.Strategy):
     name = "replay"
     summary = "Mix buffered examples of earlier tasks into training: the default"
     adapter_types = ("lora", "dora", "oft")
+    task_types = base.ALL_TASK_TYPES
     needs_replay = True
     params_type = Params
     params: Params
@@ -57,9 +59,12 @@ class Replay(base.Strategy):
 
     def start(self, run: Run) -> None:
         """Work out the labels' shares of the mix."""
-        self.offsets = self.params.balance * label_shares(run, self.params.fraction).log()
+        if run.request.task_type == "causal-lm":
+            self.offsets = torch.zeros((), device=run.device)
+        else:
+            self.offsets = self.params.balance * label_shares(run, self.params.fraction).log()
 
-    def loss(self, model: Classifier, batch: Batch) -> Tensor:
+    def loss(self, model: AdaptedModel, batch: Batch) -> Tensor:
         """Mean cross-entropy of the shifted logits over the batch."""
         return functional.cross_entropy(model(batch) + self.offsets, batch.labels)
 
@@ -76,7 +81,7 @@ def label_shares(run: Run, replay_fraction: float) -> Tensor:
 
 
 def mix_offsets(run: Run, replay_fraction: float) -> Tensor:
-    """The shift log π of the logits by the labels' shares of the mix; nought [1] where nothing is replayed."""
-    if replay_fraction == 0 or len(run.replay) == 0:
+    """The shift log π of the logits by the labels' shares of the mix; nought [1] without replay or labels."""
+    if replay_fraction == 0 or len(run.replay) == 0 or run.request.task_type == "causal-lm":
         return torch.zeros(1, device=run.device)
     return label_shares(run, replay_fraction).log()

@@ -14,18 +14,19 @@ Costs: one forward and backward per fresh row. No state, no buffer.
 from torch import Tensor
 from torch.nn import functional
 
-from workers.strategies.base import Strategy
+from workers.strategies.base import ALL_TASK_TYPES, Strategy
 from workers.training.batches import Batch
-from workers.training.classifier import Classifier
+from workers.training.model import AdaptedModel
 
 
 class Sequential(Strategy):
     """Fine-tune the parent's adapter on fresh rows alone."""
 
     name = "sequential"
+    task_types = ALL_TASK_TYPES
     summary = "Fine-tune on the new examples alone: the baseline that forgets"
     adapter_types = ("lora", "dora", "oft")
 
-    def loss(self, model: Classifier, batch: Batch) -> Tensor:
+    def loss(self, model: AdaptedModel, batch: Batch) -> Tensor:
         """Mean cross-entropy over the batch."""
         return functional.cross_entropy(model(batch), batch.labels)

@@ -12,19 +12,19 @@ from torch import Tensor
 from torch.func import functional_call
 
 from workers.training.batches import Batch, TokenTable
-from workers.training.classifier import Classifier
+from workers.training.model import AdaptedModel
 from workers.training.run import Run
 
 
 class Teacher(Protocol):
     """Answers for the parent."""
 
-    def logits(self, model: Classifier, batch: Batch) -> Tensor:
+    def logits(self, model: AdaptedModel, batch: Batch) -> Tensor:
         """The parent's logits [n, classes it knows] on `batch`, without gradient and without dropout."""
 
 
 @contextmanager
-def at_inference(model: Classifier) -> Iterator[None]:
+def at_inference(model: AdaptedModel) -> Iterator[None]:
     """Switch dropout off and gradients too while the context lasts; the model's mode comes back afterwards."""
     was_training = model.training
     model.eval()
@@ -62,7 +62,7 @@ class StoredTeacher:
         self.fresh = positions(run.fresh)
         self.replay = {id_: len(run.fresh) + index for id_, index in positions(run.replay).items()}
 
-    def logits(self, model: Classifier, batch: Batch) -> Tensor:
+    def logits(self, model: AdaptedModel, batch: Batch) -> Tensor:
         """The parent's logits [rows, labels] on `batch`."""
         # An id may be fresh and buffered at once (a row learnt again); both look-ups are made without asking the
         # device which rows of the batch are replayed.
@@ -77,10 +77,10 @@ class LiveTeacher:
     Only the trainable parameters are copied; the frozen base is shared.
     """
 
-    def __init__(self, model: Classifier) -> None:
+    def __init__(self, model: AdaptedModel) -> None:
         self.parameters = {name: value.detach().clone() for name, value in model.trainable().items()}
 
-    def logits(self, model: Classifier, batch: Batch) -> Tensor:
+    def logits(self, model: AdaptedModel, batch: Batch) -> Tensor:
         """The parent's logits [n, classes] on `batch`."""
         with at_inference(model):
             logits: Tensor = functional_call(model, self.parameters, (batch,))

@@ -4,7 +4,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, AutoModel, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from workers.training.contract import BaseFolder
@@ -20,6 +20,7 @@ HASHED_PATTERNS = (
     "vocab.*",
     "merges.txt",
     "*.model",
+    "chat_template*",
 )
 
 transformers_logging.disable_progress_bar()
@@ -65,10 +66,25 @@ def load_tokenizer(base: BaseFolder) -> Any:
 
 def load_encoder(base: BaseFolder) -> Any:
     """Load the checkpoint as a frozen float32 encoder (`AutoModel`)."""
-    encoder = AutoModel.from_pretrained(
-        base.folder, local_files_only=True, trust_remote_code=False, use_safetensors=True, dtype="float32"
+    return _load(AutoModel, base)
+
+
+def load_decoder(base: BaseFolder) -> Any:
+    """Load the checkpoint as a frozen float32 decoder with its output layer (`AutoModelForCausalLM`)."""
+    # This attention takes the boolean masks that packed sequences need.
+    return _load(AutoModelForCausalLM, base, attn_implementation="sdpa")
+
+
+def _load(kind: Any, base: BaseFolder, **options: str) -> Any:
+    model = kind.from_pretrained(
+        base.folder,
+        local_files_only=True,
+        trust_remote_code=False,
+        use_safetensors=True,
+        dtype="float32",
+        **options,
     )
-    return encoder.requires_grad_(False)
+    return model.requires_grad_(False)
 
 
 def longest_sequence(base: BaseFolder, tokenizer: Any) -> int:

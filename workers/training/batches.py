@@ -2,9 +2,9 @@
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -68,7 +68,8 @@ def parse_row(line: str, number: int) -> Row:
 class TokenTable:
     """Tokenised rows in one flat array: row i holds `tokens[starts[i]:starts[i + 1]]`.
 
-    `labels` are indices into the head (`UNSEEN` where it has none), `ids` the example ids.
+    `labels` are indices into the head (`UNSEEN` where it has none), `ids` the example ids. `answers` tells, token
+    by token, which a language model learns to predict; `None` in a table of labelled texts.
     """
 
     tokens: NDArray[np.int32]
@@ -76,6 +77,7 @@ class TokenTable:
     labels: Indices
     ids: Indices
     padding_id: int
+    answers: NDArray[np.bool_] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -89,6 +91,12 @@ class TokenTable:
         """The tokens of one row."""
         return self.tokens[self.starts[index] : self.starts[index + 1]]
 
+    def tokens_and_answers(self, index: int) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
+        """The tokens of one row, and which of them are answers."""
+        if self.answers is None:
+            raise TypeError("this table holds labelled texts, not sequences with answers")
+        return self.row(index), self.answers[self.starts[index] : self.starts[index + 1]]
+
     def sample(self, rows: int, *, seed: int) -> "TokenTable":
         """At most `rows` of the rows, drawn without replacement by `seed`, in table order."""
         if rows >= len(self):
@@ -99,13 +107,16 @@ class TokenTable:
         """The rows at the positions `picked`, in that order."""
         starts = np.zeros(len(picked) + 1, dtype=np.int64)
         np.cumsum(self.lengths[picked], out=starts[1:])
-        tokens = [self.row(int(i)) for i in picked]
+        places = np.concatenate(
+            [np.zeros(0, dtype=np.int64), *(np.arange(self.starts[i], self.starts[i + 1]) for i in picked)]
+        )
         return TokenTable(
-            np.concatenate(tokens) if tokens else np.zeros(0, dtype=np.int32),
+            self.tokens[places],
             starts,
             self.labels[picked],
             self.ids[picked],
             self.padding_id,
+            None if self.answers is None else self.answers[places],
         )
 
     def split(self, fraction: float, *, seed: int) -> tuple["TokenTable", "TokenTable"]:
@@ -130,6 +141,9 @@ class TokenTable:
             np.concatenate([self.labels, other.labels]),
             np.concatenate([self.ids, other.ids]),
             self.padding_id,
+            None
+            if self.answers is None or other.answers is None
+            else np.concatenate([self.answers, other.answers]),
         )
 
     def label_counts(self, labels: int) -> NDArray[np.float64]:
@@ -184,7 +198,7 @@ class Batch:
         """Which rows come from the buffer [rows]."""
         return self.draw > 0
 
-    def to(self, device: torch.device) -> "Batch":
+    def to(self, device: torch.device) -> Self:
         """The same batch on `device`."""
         if device.type == "cpu":
             return self
@@ -192,13 +206,12 @@ class Batch:
         def moved(tensor: Tensor) -> Tensor:
             return tensor.pin_memory().to(device, non_blocking=True)
 
-        return Batch(
-            moved(self.input_ids),
-            moved(self.attention_mask),
-            moved(self.labels),
-            moved(self.draw),
-            self.ids,
-        )
+        tensors: dict[str, Any] = {
+            field.name: moved(value)
+            for field in fields(self)
+            if isinstance(value := getattr(self, field.name), Tensor)
+        }
+        return replace(self, **tensors)
 
 
 @dataclass(frozen=True, slots=True)

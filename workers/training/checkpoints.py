@@ -16,9 +16,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from workers.training.classifier import Classifier
 from workers.training.contract import TrainRequest
 from workers.training.folders import whole_folder, write_json
+from workers.training.model import AdaptedModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ def _file_hash(path: Path) -> str:
 
 
 def capture(
-    model: Classifier, optimiser: torch.optim.Optimizer, strategy_state: Mapping[str, Tensor]
+    model: AdaptedModel, optimiser: torch.optim.Optimizer, strategy_state: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
     """Collect a run's tensors under the names `restore` looks for, copied to the CPU."""
     parameters = model.trainable()
@@ -77,7 +77,9 @@ def capture(
     return {name: tensor.to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
 
 
-def restore(checkpoint: Checkpoint, model: Classifier, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+def restore(
+    checkpoint: Checkpoint, model: AdaptedModel, optimiser: torch.optim.Optimizer
+) -> dict[str, Tensor]:
     """Put a checkpoint's tensors back in their places; returns the strategy's own."""
     tensors = checkpoint.tensors
     with torch.no_grad():

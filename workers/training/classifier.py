@@ -1,14 +1,13 @@
 """The trained model: an adapted encoder under a cosine-like classification head that can grow."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from workers.training.adapters import adapted_layers
 from workers.training.batches import Batch
+from workers.training.model import AdaptedModel
 
 HEAD_SCALE = 16.0
 """Length of the feature vectors that the head sees; recorded with each version."""
@@ -56,26 +55,15 @@ class ClassificationHead(nn.Module):
         return grown
 
 
-class Classifier(nn.Module):
+class Classifier(AdaptedModel):
     """An encoder wrapped by PEFT with a classification head."""
+
+    head: ClassificationHead
 
     def __init__(self, encoder: Any, head: ClassificationHead) -> None:
         super().__init__()
         self.encoder = encoder
         self.head = head
-
-    def train(self, mode: bool = True) -> "Classifier":
-        """Put the adapter in training mode; the frozen base stays as it is at inference.
-
-        Dropout inside weights that do not train only blurs what the adapter has to fit, and costs a third of a
-        step on a CPU (it also rules out the fused attention kernel).
-        """
-        super().train(False)
-        for layer in adapted_layers(self.encoder).values():
-            layer.train(mode)
-        self.head.train(mode)
-        self.training = mode
-        return self
 
     def features(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Mean-pooled features [rows, width] in float32."""
@@ -86,15 +74,3 @@ class Classifier(nn.Module):
         """Logits [rows, labels]."""
         logits: Tensor = self.head(self.features(batch.input_ids, batch.attention_mask))
         return logits
-
-    def trainable(self) -> dict[str, nn.Parameter]:
-        """The parameters that training changes, by name: the adapter's and the head's."""
-        return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
-
-    def adapter_parameters(self) -> list[nn.Parameter]:
-        """The adapter's trainable parameters."""
-        return [parameter for parameter in self.encoder.parameters() if parameter.requires_grad]
-
-    def head_parameters(self) -> Sequence[nn.Parameter]:
-        """The head's parameters."""
-        return list(self.head.parameters())

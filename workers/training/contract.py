@@ -21,12 +21,16 @@ class BaseFolder:
     """A base model that has been resolved to a folder on disk.
 
     `sha256` covers the checkpoint's configuration, weights and tokenizer files; `None` has it computed.
+    `gguf` names a quantised file inside `folder`: the child dequantises it once into a folder below `cache`, which
+    is the base from then on (and what `sha256` covers).
     """
 
     name: str
     folder: str
     revision: str | None = None
     sha256: str | None = None
+    gguf: str | None = None
+    cache: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +90,9 @@ class TrainRequest:
     `parent` is the parent version's folder, `None` to start from the base. `labels` is the head order of the
     new version: the parent's labels first, in their order, then the new ones. `fresh` and `replay` are NDJSON
     files of rows `{"id": int, "task": str, "text": str, "label": str}`; an empty `replay` path or file means no
-    buffer. `parent_state` is the folder of what the parent's strategy left, `None` to look in `parent`'s own `state`.
-    `output` is the folder to write, complete or not at all. `lineage` goes verbatim into
+    buffer. For `causal-lm` there are no `labels`, and instead of text and label a row has `prompt` and `completion`,
+    `messages` (`[{"role", "content"}]`) or `text`. `parent_state` is the folder of what the parent's strategy
+    left, `None` to look in `parent`'s own `state`. `output` is the folder to write, complete or not at all. `lineage` goes verbatim into
     `version.json`.
     """
 
@@ -133,7 +138,9 @@ class TrainResult:
 
 @dataclass(frozen=True, slots=True)
 class EvaluateRequest:
-    """Score one version folder, or with `None` the untouched base, on one NDJSON file of rows. `max_length=None` is the length it trained with.
+    """Score one version folder on one NDJSON file of rows. `max_length=None` is the length it trained with.
+
+    `version=None` is the untouched base (`causal-lm` only: a base has no head), at the default length of training.
 
     `precision="auto"` means float32 here: a score must come out the same wherever the version is loaded.
     """
@@ -152,9 +159,13 @@ class Outcomes:
     """One version's answers on one eval set, in ascending order of example id.
 
     `predicted` indexes into `labels`; `confidence` is the softmax probability of the predicted label. A row
-    whose label the version has never seen is not correct. Language models choose no label (`predicted` is -1): their
-    `graded` holds each example's mean token log-likelihood in nats, and `correct` says whether greedy decoding gives
-    exactly the reference. `measures` are aggregates over the set by name.
+    whose label the version has never seen is not correct.
+
+    For `causal-lm`, `graded` is the mean log-likelihood of each row's answer tokens in nats and `confidence` its
+    exponential; `correct` says whether greedy decoding gives the answer token for token, its end included (never
+    so for plain text, nor for an answer cut at the maximum length); `predicted` is -1 and `labels` are empty.
+    `measures` are aggregates: `accuracy`; or `perplexity`, `mean_log_likelihood` (both per token, over the whole
+    set) and, where any row has a prompt, `exact_match` over those rows. An empty set has none.
     """
 
     example_ids: tuple[int, ...]

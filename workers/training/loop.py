@@ -12,7 +12,7 @@ from workers.strategies.auto import Auto
 from workers.strategies.base import Strategy
 from workers.strategies.catalogue import strategy_of
 from workers.training.adapters import Adapter, detach
-from workers.training.batches import Mix, Pick, collate
+from workers.training.batches import Mix, Pick
 from workers.training.checkpoints import (
     Checkpoint,
     capture,
@@ -184,7 +184,7 @@ class Loop:
         self.optimiser.zero_grad(set_to_none=True)
         total = torch.zeros((), device=self.run.device)
         for pick in picks:
-            batch = collate(self.run.fresh, self.run.replay, pick).to(self.run.device)
+            batch = self.run.batch(pick)
             with self.run.autocast():
                 loss = self.strategy.loss(model, batch) / len(picks)
             loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
@@ -223,13 +223,16 @@ class Loop:
 
 
 def make_optimiser(run: Run) -> torch.optim.Optimizer:
-    """AdamW with a rate of its own for the head; weight decay on matrices, not on biases."""
-    settings, head = run.request.settings, run.model.head
-    groups = [
-        {"params": run.model.adapter_parameters(), "base_rate": settings.learning_rate},
-        {"params": [head.weight], "base_rate": settings.head_learning_rate},
-        {"params": [head.bias], "base_rate": settings.head_learning_rate, "weight_decay": 0.0},
+    """AdamW with a rate of its own for the head, where there is one; weight decay on matrices, not on biases."""
+    settings = run.request.settings
+    groups: list[dict[str, Any]] = [
+        {"params": run.model.adapter_parameters(), "base_rate": settings.learning_rate}
     ]
+    for parameter in run.model.head_parameters().values():
+        decay = settings.weight_decay if parameter.ndim > 1 else 0.0
+        groups.append(
+            {"params": [parameter], "base_rate": settings.head_learning_rate, "weight_decay": decay}
+        )
     return torch.optim.AdamW(
         groups, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
     )

@@ -10,6 +10,7 @@ import signal
 import peft
 import torch
 import transformers.models.bert.modeling_bert
+import transformers.models.llama.modeling_llama
 
 import workers.evaluation.runner
 import workers.training.loop

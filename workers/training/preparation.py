@@ -2,18 +2,30 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 
 from workers.strategies.base import Strategy
 from workers.training.adapters import attach, attach_new
-from workers.training.base_models import check_base, check_length, load_encoder, load_tokenizer
-from workers.training.batches import Row, read_rows, tokenise
+from workers.training.base_models import (
+    check_base,
+    check_length,
+    load_decoder,
+    load_encoder,
+    load_tokenizer,
+)
+from workers.training.batches import Row, TokenTable, read_rows, tokenise
 from workers.training.classifier import ClassificationHead, Classifier
 from workers.training.contract import AdapterSettings, TrainRequest
+from workers.training.dequantising import plain_base
 from workers.training.devices import autocast, choose_device
 from workers.training.errors import TrainingFailed
+from workers.training.language_model import LanguageModel
+from workers.training.model import AdaptedModel
 from workers.training.run import Parent, Run
+from workers.training.sequences import as_table, encode, read_causal_rows
 from workers.training.versions import Version, read_version
 from workers.training.watching import Watch
 
@@ -25,19 +37,10 @@ def prepare(request: TrainRequest, strategy: Strategy, watch: Watch) -> tuple[Ru
         TrainingFailed: with the code of whatever does not fit.
     """
     watch.at("loading")
+    request = replace(request, base=plain_base(request.base))
     sha256 = check_base(request.base)
-    fresh_rows, replay_rows = checked_rows(request)
     parent = read_parent(request, strategy, sha256)
-    tokenizer = load_tokenizer(request.base)
-    check_length(request.settings.max_length, request.base, tokenizer)
-    total = len(fresh_rows) + len(replay_rows)
-    fresh, replay = (
-        tokenise(
-            rows, tokenizer, labels=request.labels, max_length=request.settings.max_length,
-            poll=lambda done, before=before: watch.at("tokenising", before + done, total),  # type: ignore[misc]  # a default argument binds the loop variable
-        )
-        for rows, before in ((fresh_rows, 0), (replay_rows, len(fresh_rows)))
-    )  # fmt: skip
+    fresh, replay = read_tables(request, watch)
     watch.at("preparing")
     seed, share = request.settings.seed, strategy.validation_fraction
     if parent is None and strategy.validates_parent:
@@ -60,6 +63,44 @@ def prepare(request: TrainRequest, strategy: Strategy, watch: Watch) -> tuple[Ru
         validation_fresh=len(held),
     )
     return run, sha256
+
+
+def read_tables(request: TrainRequest, watch: Watch) -> tuple[TokenTable, TokenTable]:
+    """Read and tokenise the fresh and the replayed rows.
+
+    Raises:
+        TrainingFailed: `sequence_too_long`, or whatever is wrong with the rows.
+    """
+    tokenizer, max_length = load_tokenizer(request.base), request.settings.max_length
+    check_length(max_length, request.base, tokenizer)
+    if request.task_type == "causal-lm":
+        return causal_tables(request, tokenizer, watch)
+    fresh_rows, replay_rows = checked_rows(request)
+    total = len(fresh_rows) + len(replay_rows)
+    fresh, replay = (
+        tokenise(
+            rows, tokenizer, labels=request.labels, max_length=max_length,
+            poll=lambda done, before=before: watch.at("tokenising", before + done, total),  # type: ignore[misc]  # a default argument binds the loop variable
+        )
+        for rows, before in ((fresh_rows, 0), (replay_rows, len(fresh_rows)))
+    )  # fmt: skip
+    return fresh, replay
+
+
+def causal_tables(request: TrainRequest, tokenizer: Any, watch: Watch) -> tuple[TokenTable, TokenTable]:
+    """The same for a language model, whose rows carry no labels."""
+    if request.labels:
+        raise TrainingFailed("bad_labels", "a causal-lm version has no labels")
+    fresh, replay = read_causal_rows(request.fresh), read_causal_rows(request.replay)
+    if not fresh:
+        raise TrainingFailed("no_fresh_rows", "there is nothing to learn: the fresh rows are empty")
+    rows = [*fresh, *replay]
+    sequences = encode(
+        rows, tokenizer, max_length=request.settings.max_length,
+        poll=lambda done: watch.at("tokenising", done, len(rows)),
+    )  # fmt: skip
+    table = as_table(sequences, [row.id for row in rows], padding_id=tokenizer.pad_token_id)
+    return table.take(np.arange(len(fresh))), table.take(np.arange(len(fresh), len(rows)))
 
 
 def checked_rows(request: TrainRequest) -> tuple[list[Row], list[Row]]:
@@ -90,7 +131,9 @@ def read_parent(request: TrainRequest, strategy: Strategy, sha256: str) -> Versi
     if request.parent is None or strategy.starts_from == "base":
         return None
     state = Path(request.parent_state) if request.parent_state is not None else None
-    parent = read_version(Path(request.parent), request.base, sha256=sha256, state=state)
+    parent = read_version(
+        Path(request.parent), request.base, task_type=request.task_type, sha256=sha256, state=state
+    )
     if request.labels[: len(parent.labels)] != parent.labels:
         raise TrainingFailed(
             "bad_labels", "the new version's labels do not begin with the parent's, in their order"
@@ -104,18 +147,28 @@ def read_parent(request: TrainRequest, strategy: Strategy, sha256: str) -> Versi
     return parent
 
 
-def build_model(request: TrainRequest, strategy: Strategy, parent: Version | None) -> Classifier:
-    """Put the adapter that is to be trained and a head of the right size on the base."""
+def build_model(request: TrainRequest, strategy: Strategy, parent: Version | None) -> AdaptedModel:
+    """Put the adapter that is to be trained, and a head of the right size where there is one, on the base."""
     torch.manual_seed(request.settings.seed)
+    if request.task_type == "causal-lm":
+        return LanguageModel(adapted(load_decoder(request.base), request, strategy, parent))
     encoder = load_encoder(request.base)
+    labels = len(request.labels)
+    if parent is None or parent.head is None:
+        head = ClassificationHead(encoder.config.hidden_size, labels)
+    else:
+        head = parent.head.grow(labels)
+    return Classifier(adapted(encoder, request, strategy, parent), head)
+
+
+def adapted(base: Any, request: TrainRequest, strategy: Strategy, parent: Version | None) -> Any:
+    """Wrap the base with the adapter that is to be trained: a new one, the parent's, or a new one over the parent's."""
     if parent is None:
-        head = ClassificationHead(encoder.config.hidden_size, len(request.labels))
-        return Classifier(attach_new(encoder, request.adapter), head)
-    head = parent.head.grow(len(request.labels))
+        return attach_new(base, request.adapter)
     if strategy.adapter == "continued":
-        return Classifier(attach(encoder, parent.adapter, trainable=True), head)
-    merged = attach(encoder, parent.adapter, trainable=False).merge_and_unload()
-    return Classifier(attach_new(merged, added_shape(request.adapter, parent)), head)
+        return attach(base, parent.adapter, trainable=True)
+    merged = attach(base, parent.adapter, trainable=False).merge_and_unload()
+    return attach_new(merged, added_shape(request.adapter, parent))
 
 
 def added_shape(settings: AdapterSettings, parent: Version) -> AdapterSettings:

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 from workers.training.adapters import Adapter
-from workers.training.batches import Batch, TokenTable, collate, in_length_order
+from workers.training.batches import Batch, Pick, TokenTable, collate, in_length_order
 from workers.training.classifier import ClassificationHead, Classifier
 from workers.training.contract import TrainRequest
+from workers.training.model import AdaptedModel
+from workers.training.packing import pack
 from workers.training.watching import Watch
 
 
@@ -19,8 +21,13 @@ class Parent:
     """The parent version, off the model. `state` is what this very strategy left there, `None` when it left nothing."""
 
     adapter: Adapter
-    head: ClassificationHead
+    head: ClassificationHead | None
     state: Mapping[str, Tensor] | None
+
+    @property
+    def labels(self) -> int | None:
+        """Rows of its head; `None` without one."""
+        return None if self.head is None else len(self.head.bias)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +38,7 @@ class Run:
     """
 
     request: TrainRequest
-    model: Classifier
+    model: AdaptedModel
     device: torch.device
     autocast: Callable[[], AbstractContextManager[object]]
     fresh: TokenTable
@@ -42,12 +49,32 @@ class Run:
     validation_fresh: int = 0
 
     @property
+    def classifier(self) -> Classifier:
+        """The model, for a strategy that takes no other task type than text-classification."""
+        if not isinstance(self.model, Classifier):
+            raise TypeError(f"a {self.request.task_type!r} update has no classification head")
+        return self.model
+
+    @property
     def labels(self) -> int:
-        """Rows of the head."""
+        """Rows of the head; 0 without one."""
         return len(self.request.labels)
 
+    def batch(self, pick: Pick) -> Batch:
+        """The picked fresh and replayed rows, collated for training on the device.
+
+        A language model's rows share sequences on a GPU. On a CPU, where rows of like length stand in a batch
+        anyway, the mask that keeps them apart costs more than the padding it saves.
+        """
+        if self.fresh.answers is None:
+            return collate(self.fresh, self.replay, pick).to(self.device)
+        return pack(self.fresh, self.replay, pick, packed=self.device.type != "cpu").to(self.device)
+
     def batches_of(self, table: TokenTable, *, batch_size: int, phase: str) -> Iterator[Batch]:
-        """Go once through `table` in length order, reporting and obeying between batches."""
+        """Go once through `table` in length order, each row on its own, reporting and obeying between batches."""
         for number, pick in enumerate(in_length_order(table, batch_size)):
             self.watch.at(phase, number * batch_size, len(table))
-            yield collate(table, table, pick).to(self.device)
+            if table.answers is None:
+                yield collate(table, table, pick).to(self.device)
+            else:
+                yield pack(table, table, pick, packed=False).to(self.device)

@@ -1,8 +1,8 @@
-"""Version folders: a plain PEFT adapter with its head, labels, provenance and strategy state beside it."""
+"""Version folders: a plain PEFT adapter with its head and labels, where it has them, provenance and strategy state."""
 
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version as package_version
 from pathlib import Path
 from typing import Any
@@ -17,15 +17,20 @@ from workers.training.errors import TrainingFailed
 from workers.training.folders import read_json, whole_folder, write_json
 
 FORMAT = 1
+CLASSIFIER_FACTS = {"pooling": "mean", "head": {"normalise": "l2", "scale": HEAD_SCALE}}
+PEFT_TASK_TYPES = {"causal-lm": "CAUSAL_LM"}
 PACKAGES = ("torch", "transformers", "peft", "safetensors", "numpy")
 
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """What a version folder holds. `states` maps a strategy's name to the tensors it left for the next update."""
+    """What a version folder holds. `states` maps a strategy's name to the tensors it left for the next update.
+
+    A language model's version has no head and no labels.
+    """
 
     adapter: Adapter
-    head: ClassificationHead
+    head: ClassificationHead | None
     labels: tuple[str, ...]
     facts: Mapping[str, Any]
     states: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
@@ -47,8 +52,7 @@ def facts_of(request: TrainRequest, *, sha256: str, extra: Mapping[str, Any]) ->
         "format": FORMAT,
         "task_type": request.task_type,
         "base_model": {"name": request.base.name, "revision": request.base.revision, "sha256": sha256},
-        "pooling": "mean",
-        "head": {"normalise": "l2", "scale": HEAD_SCALE},
+        **({} if request.task_type == "causal-lm" else CLASSIFIER_FACTS),
         "max_length": request.settings.max_length,
         "strategy": request.strategy,
         "adapter": asdict(request.adapter),
@@ -61,15 +65,18 @@ def facts_of(request: TrainRequest, *, sha256: str, extra: Mapping[str, Any]) ->
 
 
 def write_version(target: Path, version: Version) -> None:
-    """Write a version folder whole: adapter, head, labels, `version.json` and `state/STRATEGY.safetensors`."""
+    """Write a version folder whole: adapter, head and labels if any, `version.json` and `state/STRATEGY.safetensors`."""
     base = version.facts["base_model"]
     with whole_folder(target) as folder:
-        write_adapter(version.adapter, folder, base_name=base["name"], revision=base["revision"])
-        head = {
-            name: tensor.detach().cpu().contiguous() for name, tensor in version.head.state_dict().items()
-        }
-        save_file(head, folder / "head.safetensors")
-        write_json(folder / "labels.json", list(version.labels))
+        config = {**version.adapter.config, "task_type": PEFT_TASK_TYPES.get(version.facts["task_type"])}
+        adapter = replace(version.adapter, config=config)
+        write_adapter(adapter, folder, base_name=base["name"], revision=base["revision"])
+        if version.head is not None:
+            head = {
+                name: tensor.detach().cpu().contiguous() for name, tensor in version.head.state_dict().items()
+            }
+            save_file(head, folder / "head.safetensors")
+            write_json(folder / "labels.json", list(version.labels))
         write_json(folder / "version.json", dict(version.facts))
         for strategy, tensors in version.states.items():
             (folder / "state").mkdir(exist_ok=True)
@@ -77,13 +84,19 @@ def write_version(target: Path, version: Version) -> None:
 
 
 def read_version(
-    folder: Path, base: BaseFolder, *, sha256: str | None = None, state: Path | None = None
+    folder: Path,
+    base: BaseFolder,
+    *,
+    task_type: str | None = None,
+    sha256: str | None = None,
+    state: Path | None = None,
 ) -> Version:
     """Read and check a version folder.
 
     Args:
         folder: the version folder.
         base: the base model it is about to be put on.
+        task_type: what it is about to be used for, compared with what it was trained for when given.
         state: the folder of what its strategy left for the next update; `folder/state` by default.
         sha256: the checkpoint's hash, compared with the one the version was trained on when given.
 
@@ -94,6 +107,10 @@ def read_version(
     facts = read_json(folder / "version.json", code="bad_version")
     if not isinstance(facts, dict) or facts.get("format") != FORMAT:
         raise TrainingFailed("bad_version", f"version.json is not of format {FORMAT}")
+    if task_type is not None and facts["task_type"] != task_type:
+        raise TrainingFailed(
+            "bad_version", f"the version is of task type {facts['task_type']!r}, not {task_type!r}"
+        )
     recorded = facts["base_model"]["sha256"]
     if sha256 is not None and recorded != sha256:
         raise TrainingFailed(
@@ -101,11 +118,13 @@ def read_version(
             f"the version was trained on another checkpoint of {base.name!r} than the one on disk",
             {"recorded": recorded, "found": sha256},
         )
-    labels = _checked_labels(read_json(folder / "labels.json", code="bad_version"))
-    head = _checked_head(read_tensors(folder / "head.safetensors"), labels, float(facts["head"]["scale"]))
     states = {
         path.stem: read_tensors(path) for path in sorted((state or folder / "state").glob("*.safetensors"))
     }
+    if facts["task_type"] == "causal-lm":
+        return Version(read_adapter(folder), None, (), facts, states)
+    labels = _checked_labels(read_json(folder / "labels.json", code="bad_version"))
+    head = _checked_head(read_tensors(folder / "head.safetensors"), labels, float(facts["head"]["scale"]))
     return Version(read_adapter(folder), head, labels, facts, states)
 
 
