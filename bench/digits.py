@@ -11,6 +11,7 @@ task uses and without their labels; it stays frozen under a LoRA of low rank, as
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ class DigitsMlp(PreTrainedModel):  # type: ignore[misc]
     def __init__(self, config: DigitsConfig) -> None:
         super().__init__(config)
         sizes = [PIXELS, *config.widths]
-        self.layers = nn.ModuleList(nn.Linear(*pair) for pair in zip(sizes, sizes[1:], strict=False))
+        self.layers = nn.ModuleList(nn.Linear(*pair) for pair in pairwise(sizes))
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -105,7 +106,7 @@ def digits_stream(name: str, tasks: Sequence[Task], *, lora: bool, quick: bool) 
     """The stream of these tasks on the random base trained whole, or on the pretrained one with LoRA."""
     rank = 8 if lora else PIXELS
     settings = TrainingSettings(
-        epochs=10, batch_size=16, learning_rate=2e-3, head_learning_rate=5e-3, max_length=PIXELS,
+        epochs=6, batch_size=16, learning_rate=1e-3, head_learning_rate=5e-3, max_length=PIXELS,
         evaluation_batch_size=512,
     )  # fmt: skip
     return Stream(
@@ -114,7 +115,7 @@ def digits_stream(name: str, tasks: Sequence[Task], *, lora: bool, quick: bool) 
         base=base_folder(pretrained=lora),
         tasks=tasks,
         capacity=CAPACITY,
-        settings=replace(settings, epochs=3) if quick else settings,
+        settings=replace(settings, epochs=2) if quick else settings,
         adapter=AdapterSettings(
             r=rank, alpha=float(rank), max_rank=PIXELS, target_modules=("layers.0", "layers.1")
         ),
@@ -180,7 +181,7 @@ def denoise(model: DigitsMlp, *, steps: int = 2000) -> None:
         restored = decoder(model(damaged).last_hidden_state[:, 0])
         loss = (restored - clean / BRIGHTEST).square().mean()
         optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        loss.backward()
         optimiser.step()
 
 

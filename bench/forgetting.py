@@ -10,69 +10,22 @@ extended by seeds and strategies. It does not notice a change of code: start a n
 
 import argparse
 import json
-import multiprocessing
 import os
 import statistics
 import sys
-import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
-from bench import digits, news
-from bench.lineage import learn
-from bench.streams import Stream
+from bench.cells import QUALITIES, STREAMS, Cell, Result, run_all, suits
 from workers.strategies.catalogue import STRATEGIES
 
-Result = dict[str, Any]
-
-MEGABYTE = 2**20
-QUALITIES = ("average_accuracy", "forgetting", "backward_transfer", "learning_accuracy")
 COSTS = ("seconds", "peak_megabytes")
-
-
-class MakeStream(Protocol):
-    """Makes one stream of a kind: its rows and their order come from the seed."""
-
-    def __call__(self, seed: int, *, quick: bool = False) -> Stream:
-        """The stream of this seed; a small one when `quick`."""
-
-
-def with_lora(make: Callable[..., Stream]) -> MakeStream:
-    """The same digits on the pretrained MLP under a LoRA of low rank."""
-
-    def made(seed: int, *, quick: bool = False) -> Stream:
-        return make(seed, lora=True, quick=quick)
-
-    return made
-
-
-STREAMS: dict[str, MakeStream] = {
-    "digits-split": digits.split_stream,
-    "digits-permuted": digits.permuted_stream,
-    "digits-split-lora": with_lora(digits.split_stream),
-    "digits-permuted-lora": with_lora(digits.permuted_stream),
-    "newsgroups": news.class_stream,
-    "newsgroups-domains": news.domain_stream,
-}
-TASK_TYPES = {"causal-lm": "causal-lm"}  # every other stream is a classification
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class Cell:
-    """One lineage to measure."""
-
-    stream: str
-    strategy: str
-    seed: int
-    quick: bool
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -126,69 +79,36 @@ def names_among(known: dict[str, Any]) -> Callable[[str], list[str]]:
     return names
 
 
-def suits(strategy: str, stream: str) -> bool:
-    """Whether the strategy takes this kind of stream."""
-    return TASK_TYPES.get(stream, "text-classification") in STRATEGIES[strategy].task_types
-
-
 def measured(cells: Sequence[Cell], *, jobs: int, resume: Path | None) -> dict[Cell, Result]:
     """The result of each cell: taken from `resume` where it is there, else run now and added to it."""
-    kept = dict(read_cells(resume)) if resume and resume.exists() else {}
-    results = {cell: kept[cell] for cell in cells if cell in kept}
-    missing = [cell for cell in cells if cell not in results]
-    for cell, result in run_all(missing, jobs=jobs):
+    results = {cell: result for cell, result in kept_cells(resume).items() if cell in cells}
+    for cell, result in run_all([cell for cell in cells if cell not in results], jobs=jobs):
         results[cell] = result
-        say(cell, result, left=len(cells) - len(results))
-        if resume and "error" not in result:
-            with resume.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps({"cell": asdict(cell), "result": result}) + "\n")
+        keep(resume, cell, result, left=len(cells) - len(results))
     return results
 
 
-def read_cells(path: Path) -> Iterator[tuple[Cell, Result]]:
-    """Read finished cells."""
-    for line in path.read_text(encoding="utf-8").splitlines():
-        kept = json.loads(line)
-        yield Cell(**kept["cell"]), kept["result"]
+def kept_cells(resume: Path | None) -> dict[Cell, Result]:
+    """The cells finished in earlier runs."""
+    if resume is None or not resume.exists():
+        return {}
+    lines = map(json.loads, resume.read_text(encoding="utf-8").splitlines())
+    return {Cell(**line["cell"]): line["result"] for line in lines}
 
 
-def run_all(cells: Sequence[Cell], *, jobs: int) -> Iterator[tuple[Cell, Result]]:
-    """Run cells in fresh processes, `jobs` at a time; yields each as it ends."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["workers.training.preload", "bench.forgetting"])
-    threads = max(1, (os.cpu_count() or 1) // jobs)
-    with ProcessPoolExecutor(jobs, mp_context=context, max_tasks_per_child=1) as pool:
-        running: dict[Future[Result], Cell] = {pool.submit(run_cell, cell, threads): cell for cell in cells}
-        for future in as_completed(running):
-            try:
-                result = future.result()
-            except Exception as error:  # noqa: BLE001 - one cell's failure is a result of the bench, not its end
-                result = {"error": f"{type(error).__name__}: {error}"}
-            yield running[future], result
-
-
-def run_cell(cell: Cell, threads: int) -> Result:
-    """Learn one stream with one strategy."""
-    torch.set_num_threads(threads)
-    stream = STREAMS[cell.stream](cell.seed, quick=cell.quick)
-    with tempfile.TemporaryDirectory(prefix="palimpsest-bench-") as folder:
-        began = time.monotonic()
-        lineage = learn(stream, cell.strategy, seed=cell.seed, folder=Path(folder))
-    summary = lineage.summary
-    return {
-        **{quality: getattr(summary, quality) for quality in QUALITIES},
-        "seconds": lineage.seconds,
-        "peak_megabytes": lineage.peak_memory_bytes / MEGABYTE,
-        "wall_seconds": time.monotonic() - began,
-        "matrix": lineage.matrix,
-    }
+def keep(resume: Path | None, cell: Cell, result: Result, *, left: int) -> None:
+    """Say how a cell ended, and write it down for a later run unless it failed."""
+    say(cell, result, left=left)
+    if resume and "error" not in result:
+        with resume.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps({"cell": asdict(cell), "result": result}) + "\n")
 
 
 def say(cell: Cell, result: Result, *, left: int) -> None:
     """One line of progress."""
     outcome = result.get("error") or (
         f"accuracy {result['average_accuracy']:.3f}, forgetting {result['forgetting']:+.3f}, "
-        f"{result['wall_seconds']:.0f} s"
+        f"{result['seconds']:.0f} s of training"
     )
     print(
         f"{cell.stream} {cell.strategy} seed {cell.seed}: {outcome} ({left} left)",
@@ -269,7 +189,4 @@ def figures_of(results: dict[Cell, Result]) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    # By its own name, not as __main__: the processes of the cells import it so.
-    from bench import forgetting
-
-    sys.exit(forgetting.main())
+    sys.exit(main())
