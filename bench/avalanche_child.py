@@ -80,7 +80,7 @@ def prepare_imports() -> None:
         sys.modules[name] = MagicMock()
     # A torchvision built for CUDA cannot load its operators beside a torch for the CPU, and importing it then
     # fails over two of them that nothing here calls.
-    library = torch.library.Library("torchvision", "DEF")
+    library: Any = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]  # as torch has it
     for operator in ("nms", "qnms"):
         library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     prepare_imports.library = library  # type: ignore[attr-defined]  # the operators live as long as this does

@@ -1,5 +1,6 @@
 """One cell of `bench.forgetting`: a stream, a strategy and a seed, measured in a process of its own."""
 
+import json
 import multiprocessing
 import os
 import tempfile
@@ -52,12 +53,13 @@ TASK_TYPES = {"causal-lm": "causal-lm"}  # every other stream is a classificatio
 
 @dataclass(frozen=True, slots=True, order=True)
 class Cell:
-    """One lineage to measure."""
+    """One lineage to measure. `parameters` is JSON, or empty for those that the stream gives the strategy."""
 
     stream: str
     strategy: str
     seed: int
     quick: bool
+    parameters: str = ""
 
 
 def suits(strategy: str, stream: str) -> bool:
@@ -86,7 +88,10 @@ def run_cell(cell: Cell, threads: int) -> Result:
     stream = STREAMS[cell.stream](cell.seed, quick=cell.quick)
     with tempfile.TemporaryDirectory(prefix="palimpsest-bench-") as folder:
         began = time.monotonic()
-        lineage = learn(stream, cell.strategy, seed=cell.seed, folder=Path(folder))
+        lineage = learn(
+            stream, cell.strategy, seed=cell.seed, folder=Path(folder),
+            parameters=json.loads(cell.parameters) if cell.parameters else None,
+        )  # fmt: skip
     summary = lineage.summary
     return {
         **{quality: getattr(summary, quality) for quality in QUALITIES},

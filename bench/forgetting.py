@@ -1,7 +1,7 @@
 """Every strategy on every stream, over seeds: what is learnt, what is forgotten, and what it costs.
 
     python -m bench.forgetting [--streams …] [--strategies …] [--seeds 3] [--quick] [--jobs 2]
-                               [--resume CELLS.jsonl] [--json PATH]
+                               [--first-seed 0] [--parameters JSON] [--resume CELLS.jsonl] [--json PATH]
 
 Each cell (stream, strategy, seed) runs in a process of its own, for its peak memory. With `--resume` finished
 cells are kept in a file, one a line, and not run again; the same file serves a run that was interrupted or is
@@ -32,11 +32,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the bench; returns 1 when a cell failed."""
     options = parsed(arguments)
     cells = [
-        Cell(stream, strategy, seed, options.quick)
+        Cell(stream, strategy, seed, options.quick, options.parameters)
         for stream in options.streams
         for strategy in options.strategies
         if suits(strategy, stream)
-        for seed in range(options.seeds)
+        for seed in range(options.first_seed, options.first_seed + options.seeds)
     ]
     results = measured(cells, jobs=options.jobs, resume=options.resume)
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
@@ -54,7 +54,11 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--streams", type=names_among(STREAMS), default=list(STREAMS), metavar="A,B")
     parser.add_argument("--strategies", type=names_among(STRATEGIES), default=list(STRATEGIES), metavar="A,B")
-    parser.add_argument("--seeds", type=int, default=3, help="run seeds 0 to N-1 (default 3)")
+    parser.add_argument("--seeds", type=int, default=3, help="how many seeds (default 3)")
+    parser.add_argument("--first-seed", type=int, default=0, help="0; tune on others than those reported")
+    parser.add_argument(
+        "--parameters", default="", help="JSON: the strategies' parameters, to tune one of them"
+    )
     parser.add_argument(
         "--quick", action="store_true", help="small streams: does it run, roughly what comes out"
     )
