@@ -96,7 +96,7 @@ def make_strategy(given: dict[str, Any], network: Network) -> Any:
     half, tasks = settings["batch_size"] // 2, len(given["tasks"])
     own = {
         "Naive": (Naive, {}),
-        "Replay": (Replay, {"mem_size": capacity, "batch_size_mem": half}),
+        "Replay": (Replay, {"mem_size": capacity}),  # replays as many rows per step as are fresh
         "EWC": (EWC, {"ewc_lambda": 100.0, "mode": "online", "decay_factor": 1.0}),
         "LwF": (LwF, {"alpha": 1.0, "temperature": 2.0}),
         "AGEM": (AGEM, {"patterns_per_exp": capacity // tasks, "sample_size": half}),
