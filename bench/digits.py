@@ -99,8 +99,7 @@ def permuted_stream(seed: int, *, lora: bool = False, quick: bool = False) -> St
         Task(f"pixels-{number}", reordered(train, order), reordered(judged, order))
         for number, order in enumerate(orders, start=1)
     ]
-    stream = digits_stream("digits-permuted", tasks, lora=lora, quick=quick)
-    return replace(stream, parameters={"ewc": {"strength": 10.0}})  # of 10, 100 and 1000, on seed 100
+    return digits_stream("digits-permuted", tasks, lora=lora, quick=quick)
 
 
 def digits_stream(name: str, tasks: Sequence[Task], *, lora: bool, quick: bool) -> Stream:
