@@ -1,0 +1,147 @@
+"""The orderings that papers report, on digits in the real engine: means over seeds, by margins that hold.
+
+What was published and does not hold here is in docs/benchmarks.md, with numbers; it is not asserted.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from statistics import fmean
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from bench import digits
+from bench.lineage import learn
+from bench.streams import Stream
+from workers.strategies import catalogue
+from workers.strategies.catalogue import STRATEGIES
+from workers.strategies.ewc import Ewc
+from workers.strategies.sequential import Sequential
+from workers.training.adapters import adapted_layers
+from workers.training.classifier import Classifier
+from workers.training.run import Run
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+
+SEEDS = (0, 1, 2)
+CHANCE_OF_ONE_TASK = 1 / digits.TASKS
+
+
+@cache
+def average_accuracies(make: Callable[..., Stream], strategy: str, **parameters: float) -> tuple[float, ...]:
+    """The average accuracy after the last task, by seed."""
+    torch.set_num_threads(1)
+    scores = []
+    for seed in SEEDS:
+        with TemporaryDirectory() as folder:
+            stream = make(seed)
+            chosen: Mapping[str, Any] | None = parameters or None
+            lineage = learn(stream, strategy, seed=seed, folder=Path(folder), parameters=chosen)
+        score = lineage.summary.average_accuracy
+        assert score is not None
+        scores.append(score)
+    return tuple(scores)
+
+
+def permuted_stream(seed: int) -> Stream:
+    """Permuted digits with every third training row, for a test that finishes."""
+    stream = digits.permuted_stream(seed)
+    return replace(stream, tasks=[replace(task, train=task.train[::3]) for task in stream.tasks])
+
+
+def mean_of(make: Callable[..., Stream], strategy: str, **parameters: float) -> float:
+    return fmean(average_accuracies(make, strategy, **parameters))
+
+
+def test_with_new_labels_in_every_task_only_the_last_task_survives_without_rehearsal() -> None:
+    for strategy in ("sequential", "ewc"):
+        assert mean_of(digits.split_stream, strategy) == pytest.approx(CHANCE_OF_ONE_TASK, abs=0.06)
+
+
+def test_with_new_labels_in_every_task_rehearsal_keeps_most_of_what_joint_training_reaches() -> None:
+    sequential, replay, joint = (
+        mean_of(digits.split_stream, name) for name in ("sequential", "replay", "joint")
+    )
+    assert sequential + 0.4 < replay < joint
+
+
+def test_in_new_domains_joint_training_is_above_rehearsal_and_that_above_fine_tuning() -> None:
+    sequential, replay, joint = (mean_of(permuted_stream, name) for name in ("sequential", "replay", "joint"))
+    assert sequential + 0.1 < replay < joint
+
+
+class PenaltyOnFactors(Sequential):
+    """EWC as it is often done by mistake: the parent's own A and B go on, and each is held back by itself.
+
+    Fisher is per example here as well, and of the same rows; only the parameters it is taken over differ.
+    """
+
+    name = "ewc-on-factors"
+    params_type = Ewc.params_type
+    params: Any
+
+    def start(self, run: Run) -> None:
+        self.fisher = dict(run.parent.state) if run.parent is not None and run.parent.state else {}
+        self.anchor = {name: value.detach().clone() for name, value in factors_and_head(run.model).items()}
+
+    def loss(self, model: Classifier, batch: Any) -> Tensor:
+        total = super().loss(model, batch)
+        for name, now in factors_and_head(model).items():
+            if name in self.fisher:
+                moved = now[: len(self.fisher[name])] - self.anchor[name][: len(self.fisher[name])]
+                total = total + self.params.strength / 2 * (self.fisher[name] * moved.square()).sum()
+        return total
+
+    def finish(self, run: Run) -> dict[str, Tensor]:
+        state = factor_fisher(run)
+        for name, old in self.fisher.items():
+            state[name][: len(old)] += old
+        return state
+
+
+def factors_and_head(model: Classifier) -> dict[str, Tensor]:
+    """A and B of every adapted layer, and the head, by names that a safetensors file takes."""
+    found: dict[str, Tensor] = {"head.weight": model.head.weight, "head.bias": model.head.bias}
+    for name, layer in adapted_layers(model.encoder).items():
+        found[f"{name}.A"] = layer.lora_A["default"].weight
+        found[f"{name}.B"] = layer.lora_B["default"].weight
+    return found
+
+
+def factor_fisher(run: Run) -> dict[str, Tensor]:
+    """The diagonal Fisher of A, B and the head: squared gradients, one example at a time, labels as predicted."""
+    generator = torch.Generator().manual_seed(0)
+    parameters = factors_and_head(run.model)
+    sums = {name: torch.zeros_like(value) for name, value in parameters.items()}
+    run.model.eval()
+    for batch in run.batches_of(run.fresh, batch_size=1, phase="consolidating"):
+        logits = run.model(batch)
+        drawn = torch.multinomial(logits.detach().softmax(-1), 1, generator=generator)[:, 0]
+        loss = torch.nn.functional.cross_entropy(logits, drawn)
+        for name, gradient in zip(
+            parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True
+        ):
+            sums[name] += gradient.square()
+    return {name: (total / len(run.fresh)).detach() for name, total in sums.items()}
+
+
+STRENGTHS = (1.0, 10.0, 100.0, 1000.0)
+
+
+def test_ewc_on_the_weight_change_keeps_more_than_the_same_penalty_on_a_and_b(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(catalogue.STRATEGIES, PenaltyOnFactors.name, PenaltyOnFactors)
+    assert PenaltyOnFactors.name in STRATEGIES
+    # Each at its best strength, so that neither is set up to lose.
+    on_change, on_factors = (
+        max(mean_of(permuted_stream, name, strength=strength) for strength in STRENGTHS)
+        for name in ("ewc", PenaltyOnFactors.name)
+    )
+    assert on_change > on_factors
+    assert on_change > mean_of(permuted_stream, "sequential")
