@@ -50,14 +50,10 @@ def train(request: TrainRequest, *, on_progress: OnProgress, should_stop: Should
     run, sha256 = prepare(request, strategy, watch)
     loop = Loop.begin(run, strategy)
     loop.resume()  # stopped in here there is nothing new to save, and an older checkpoint to keep
-    try:
-        loop.train()
-        watch.at("consolidating")
-        adapter, error = strategy.combine(run, detach(run.model.encoder))
-        state = strategy.finish(run)
-    except Stopped:
-        loop.save_checkpoint()
-        raise
+    loop.train()
+    watch.at("consolidating")
+    adapter, error = strategy.combine(run, detach(run.model.encoder))
+    state = strategy.finish(run)
     watch.at("saving", loop.total_steps, loop.total_steps, loop.curve.recent)
     version = finished_version(run, strategy, sha256, adapter, error)
     if state:
@@ -95,6 +91,7 @@ class Loop:
     total_steps: int
     steps_per_epoch: int
     step: int = 0
+    saved_step: int = 0
     checkpoint_at: float = 0.0
 
     @classmethod
@@ -130,20 +127,27 @@ class Loop:
         checkpoint = read_checkpoint(Path(self.run.request.checkpoints), fingerprint=self.fingerprint)
         if checkpoint is not None:
             self.strategy.resume(restore(checkpoint, self.run.model, self.optimiser))
-            self.step = checkpoint.step
+            self.step = self.saved_step = checkpoint.step
             self.curve = LossCurve(checkpoint.losses)
 
     def train(self) -> None:
-        """Take the remaining steps."""
+        """Take the remaining steps; leaves a checkpoint when told to stop, and one of the last step.
+
+        Whatever comes after the last step may change the model, so that a stop later on must come back to here.
+        """
         self.run.model.train()
         self.checkpoint_at = time.monotonic() + self.run.request.checkpoint_seconds
-        for picks in self.remaining_steps():
-            self.run.watch.at("training", self.step, self.total_steps, self.curve.recent)
-            self.take_step(picks)
-            self.step += 1
-            if time.monotonic() >= self.checkpoint_at:
-                self.save_checkpoint()
-        self.curve.settle()
+        try:
+            for picks in self.remaining_steps():
+                self.run.watch.at("training", self.step, self.total_steps, self.curve.recent)
+                self.take_step(picks)
+                self.step += 1
+                if time.monotonic() >= self.checkpoint_at:
+                    self.save_checkpoint()
+        except Stopped:
+            self.save_checkpoint()
+            raise
+        self.save_checkpoint()
         self.run.watch.at("training", self.step, self.total_steps, self.curve.recent)
 
     def remaining_steps(self) -> Iterator[list[Pick]]:
@@ -161,16 +165,17 @@ class Loop:
         settings, model = self.run.request.settings, self.run.model
         set_rates(self.optimiser, rate_factor(self.step, self.total_steps, settings))
         self.optimiser.zero_grad(set_to_none=True)
-        total = torch.zeros((), device=self.run.device)
+        losses, examples = [], []
         for pick in picks:
             batch = collate(self.run.fresh, self.run.replay, pick).to(self.run.device)
             with self.run.autocast():
                 loss = self.strategy.loss(model, batch) / len(picks)
             loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-            total += loss.detach()
+            losses.append(loss.detach())
+            examples.append(batch.ids)
         self.strategy.adjust_gradients(model)
         norm = torch.nn.utils.clip_grad_norm_(model.trainable().values(), settings.max_grad_norm)
-        self.curve.add(total, norm)
+        self.curve.add(losses, norm, examples)
         if self.run.device.type == "cpu" or self.step % SETTLE_STEPS_ON_GPU == 0:
             self.curve.settle()
         self.optimiser.step()
@@ -179,9 +184,12 @@ class Loop:
     def save_checkpoint(self) -> None:
         """Write where the run stands; a bad number met since the last look is raised instead of saved."""
         self.curve.settle()
+        if self.step == self.saved_step:
+            return
         tensors = capture(self.run.model, self.optimiser, self.strategy.checkpoint())
         checkpoint = Checkpoint(self.step, tuple(self.curve.losses), tensors)
         write_checkpoint(Path(self.run.request.checkpoints), checkpoint, fingerprint=self.fingerprint)
+        self.saved_step = self.step
         self.checkpoint_at = time.monotonic() + self.run.request.checkpoint_seconds
 
     def result(self, seconds: float) -> TrainResult:
