@@ -40,6 +40,10 @@ class Strategy(ABC):
     adapter: ClassVar[Literal["continued", "added"]] = "continued"
     """`added`: a fresh adapter is trained over the frozen parent, and the version is their sum."""
 
+    many_devices: ClassVar[bool] = False
+    """Whether `loss` is a mean over the batch's rows (plus terms that no row enters), so that it is the weighted sum
+    of the losses of the batch's parts. `adjust_gradients` and `adjust_step` see the whole batch's gradients."""
+
     trains: ClassVar[bool] = True
     """Whether there are optimiser steps at all; without them everything happens in `start` and `finish`."""
 

@@ -43,6 +43,7 @@ def describe(strategy: type[Strategy]) -> dict[str, Any]:
         "needs_replay": strategy.needs_replay,
         "starts_from": strategy.starts_from,
         "uses": sorted(strategy.uses),
+        "many_devices": strategy.many_devices,
         "parameters": strategy.params_type.model_json_schema(),
     }
 
@@ -68,6 +69,11 @@ def strategy_of(request: TrainRequest) -> Strategy:
         raise TrainingFailed(
             "strategy_unsupported",
             f"{request.strategy!r} does not train {request.task_type!r} with a {request.adapter.type!r} adapter",
+        )
+    if request.settings.devices > 1 and not strategy.many_devices:
+        raise TrainingFailed(
+            "strategy_unsupported",
+            f"{request.strategy!r} trains on one device; leave training.devices at 1",
         )
     return strategy(request.parameters)
 

@@ -24,6 +24,7 @@ class Joint(Strategy):
     summary = (
         "Retrain from the base model on all examples: the upper bound, at the price of the whole history"
     )
+    many_devices = True
     starts_from = "base"
     uses = frozenset({"all_rows"})
 

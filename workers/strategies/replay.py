@@ -45,6 +45,7 @@ class Replay(base.Strategy):
 
     name = "replay"
     summary = "Mix buffered examples of earlier tasks into training: the default"
+    many_devices = True
     needs_replay = True
     params_type = Params
     params: Params

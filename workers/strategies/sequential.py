@@ -24,6 +24,7 @@ class Sequential(Strategy):
 
     name = "sequential"
     summary = "Fine-tune on the new examples alone: the baseline that forgets"
+    many_devices = True
 
     def loss(self, model: Classifier, batch: Batch) -> Tensor:
         """Mean cross-entropy over the batch."""

@@ -73,6 +73,9 @@ class Classifier(nn.Module):
         super().train(False)
         for layer in adapted_layers(self.encoder).values():
             layer.train(mode)
+        for module in self.encoder.modules():
+            if getattr(module, "gradient_checkpointing", False):
+                module.training = mode  # a layer in inference mode would keep all of its activations
         self.head.train(mode)
         self.training = mode
         return self

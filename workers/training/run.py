@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from workers.training.adapters import Adapter
-from workers.training.batches import Batch, TokenTable, collate, in_length_order
+from workers.training.batches import Batch, Pick, TokenTable, collate, in_length_order
 from workers.training.classifier import ClassificationHead, Classifier
 from workers.training.contract import TrainRequest
 from workers.training.watching import Watch
@@ -44,6 +44,10 @@ class Run:
     def labels(self) -> int:
         """Rows of the head."""
         return len(self.request.labels)
+
+    def example_ids(self, pick: Pick) -> list[int]:
+        """The ids of the picked examples, fresh ones first."""
+        return [*self.fresh.ids[pick.fresh].tolist(), *self.replay.ids[pick.replay].tolist()]
 
     def batches_of(self, table: TokenTable, *, batch_size: int, phase: str) -> Iterator[Batch]:
         """Go once through `table` in length order, reporting and obeying between batches."""
