@@ -90,7 +90,7 @@ def train_plainly(
     clock.pause()
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
-            model, arguments(request, folder), train_dataset=dataset,  # type: ignore[arg-type]  # a list is a dataset
+            model, arguments(request, folder), train_dataset=dataset,
             data_collator=DataCollatorWithPadding(tokenizer),
         )  # fmt: skip
         clock.go_on()

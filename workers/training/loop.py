@@ -180,7 +180,7 @@ class Loop:
             batch = collate(self.run.fresh, self.run.replay, picks[0]).to(self.run.device)
             with self.run.autocast():
                 loss = self.run.model(batch).sum()
-            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            loss.backward()
 
     def remaining_steps(self) -> Iterator[list[Pick]]:
         """The picks of each step not yet taken; one step has `gradient_accumulation` of them, or what is left."""

@@ -88,7 +88,7 @@ class Team:
         distributed.all_reduce(flat)
         *sums, anyone, totals = (
             piece.view_as(part)
-            for piece, part in zip(flat.split([part.numel() for part in parts]), parts, strict=True)
+            for piece, part in zip(torch.split(flat, [part.numel() for part in parts]), parts, strict=True)
         )
         for parameter, total, count in zip(trained, sums, anyone.tolist(), strict=True):
             parameter.grad = total.to(parameter.dtype) if count else None
