@@ -56,7 +56,7 @@ MAX_ROUNDS = (
 
 
 # What another attempt may mend: a full disk, a lost device, a worker that lacks what another one has.
-MAY_PASS = {"internal_error", "out_of_memory", "base_model_missing"}
+MAY_PASS = {"internal_error", "out_of_memory", "base_model_missing", "too_few_devices", "device_lost"}
 # Met while recording: an example erased in that moment, or two transactions in each other's way. Worth another round.
 PASSING = (
     psycopg.errors.IntegrityError,
@@ -215,7 +215,7 @@ def _record(
         if number is None:
             if trained is None:
                 raise RuntimeError("a candidate without a number was not trained here")
-            number = _insert_version(session, model=model, trained=trained)
+            number = _insert_version(session, model=model, trained=trained, evaluation_seconds=round_.seconds)
         record_round(session, model=model, round_=round_, number=number)
         policy = GatePolicy(**model.gate)
         verdict = decide(policy, comparisons(session, model=model, round_=round_, number=number))
@@ -279,7 +279,7 @@ def _conclude(
     return states[step]
 
 
-def _insert_version(session: Session, *, model: Model, trained: Trained) -> int:
+def _insert_version(session: Session, *, model: Model, trained: Trained, evaluation_seconds: float) -> int:
     """Inserts the version under the model's next number, what it learnt, and its replay admissions."""
     plan = trained.plan
     number = session.scalars(
@@ -290,7 +290,7 @@ def _insert_version(session: Session, *, model: Model, trained: Trained) -> int:
     ).one()
     statistics = {
         key: value for key, value in asdict(trained.result).items() if key not in ("labels", "packages")
-    }
+    } | {"evaluation_seconds": evaluation_seconds}
     session.add(
         Version(
             tenant_id=model.tenant_id, model_id=model.id, number=number, parent=plan.parent.number,

@@ -68,6 +68,7 @@ class Round:
     tasks: list[EvalTask]
     unmeasured: list[Comparison] = field(default_factory=list)  # tasks without an eval row
     made: dict[Key, Measured] = field(default_factory=dict)
+    seconds: float = 0.0  # spent by the child on the outcomes made in this round
 
 
 def plan_round(claim: Claim, *, candidate: Candidate, work: Path) -> Round:
@@ -156,6 +157,7 @@ def score_round(
                 )  # fmt: skip
                 answer = evaluator.evaluate(request, on_progress=lease.report, watch=lease.watch)
                 round_.made[key] = Measured(as_outcomes(answer), answer.measures)
+                round_.seconds += answer.seconds
 
 
 def _contestants(

@@ -44,11 +44,11 @@ def _require_finite(parameters: dict[str, Any]) -> None:
             )  # fmt: skip
 
 
-def check_strategy(request: StrategyRequest, *, model: Model) -> dict[str, Any]:
+def check_strategy(request: StrategyRequest, *, model: Model, devices: int) -> dict[str, Any]:
     """Returns the strategy's parameters with defaults filled in.
 
-    Raises `Unprocessable` for an unknown strategy, one that cannot take the model's task or adapter type,
-    and for unknown or out-of-bounds parameters.
+    Raises `Unprocessable` for an unknown strategy, one that cannot take the model's task or adapter type or
+    so many devices, and for unknown or out-of-bounds parameters.
     """
     info = strategies().get(request.name)
     if info is None:
@@ -65,6 +65,11 @@ def check_strategy(request: StrategyRequest, *, model: Model) -> dict[str, Any]:
                 f"The strategy '{info.name}' takes the {kind} {', '.join(offered)}, not {wanted}.",
                 code="strategy_not_applicable", param="strategy.name",
             )  # fmt: skip
+    if devices > 1 and not info.many_devices:
+        raise Unprocessable(
+            f"The strategy '{info.name}' trains on one device; leave training.devices at 1.",
+            code="strategy_not_applicable", param="training.devices",
+        )  # fmt: skip
     parameters = request.parameters
     _require_finite(parameters)
     faults = sorted(

@@ -31,7 +31,7 @@ def request_update(session: Session, *, model: str, request: UpdateCreate, princ
         principal.require(Scope.DEPLOY)
     row = get_model(session, model=model, for_change=True)
     _check_queue(session, tenant=row.tenant_id)
-    parameters = check_strategy(request.strategy, model=row)
+    parameters = check_strategy(request.strategy, model=row, devices=request.training.devices)
     tasks = get_tasks(session, model=row, names=list(dict.fromkeys(request.tasks)), hold=True)
     parent = _parent(session, model=row, parent=request.parent)
     cut = row.last_batch

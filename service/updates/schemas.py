@@ -41,6 +41,15 @@ class TrainingRequest(Body):
     seed: int = Field(default=0, ge=0, le=2**31 - 1, description="Same seed and data: same adapter")
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     evaluation_batch_size: int = Field(default=64, ge=1, le=4096)
+    devices: int = Field(
+        default=1, ge=1, le=64, description="GPUs (CPU cores where there is none) that share every batch"
+    )
+    gradient_checkpointing: bool = Field(
+        default=False, description="Compute activations again in backward: less memory, a third more time"
+    )
+    compile: bool = Field(
+        default=False, description="Translate the encoder with torch.compile; pays on long runs"
+    )
 
 
 class UpdateCreate(Body):
@@ -156,6 +165,7 @@ class StrategyInfo(BaseModel):
     uses: list[str] = Field(
         default=[], description="`all_rows`: it trains on every row learnt so far, not only new ones"
     )
+    many_devices: bool = Field(default=False, description="It takes `training.devices` > 1")
     parameters: dict[str, Any] = Field(description="JSON schema of its parameters")
 
 

@@ -52,6 +52,7 @@ def describe(strategy: type[Offer]) -> dict[str, Any]:
         "needs_replay": strategy.needs_replay,
         "starts_from": strategy.starts_from,
         "uses": sorted(strategy.uses),
+        "many_devices": strategy.many_devices,
         "parameters": strategy.params_type.model_json_schema(),
     }
 
@@ -78,7 +79,7 @@ def strategy_of(request: TrainRequest) -> Strategy:
 
 
 def check_takes(strategy: type[Offer], request: TrainRequest) -> None:
-    """Check that a strategy takes the request's task type and kind of adapter.
+    """Check that a strategy takes the request's task type, kind of adapter and number of devices.
 
     Raises:
         TrainingFailed: `strategy_unsupported`.
@@ -87,6 +88,10 @@ def check_takes(strategy: type[Offer], request: TrainRequest) -> None:
         raise TrainingFailed(
             "strategy_unsupported",
             f"{strategy.name!r} does not train {request.task_type!r} with a {request.adapter.kind!r} adapter",
+        )
+    if request.settings.devices > 1 and not strategy.many_devices:
+        raise TrainingFailed(
+            "strategy_unsupported", f"{strategy.name!r} trains on one device; leave training.devices at 1"
         )
 
 

@@ -73,6 +73,7 @@ class Ewc(base.Strategy):
         "Hold back changes of the weights that old tasks depend on (online EWC on ΔW); keeps no old examples"
     )
     task_types = base.ALL_TASK_TYPES
+    many_devices = True
     needs_replay = True
     adapter = "added"
     params_type = Params

@@ -26,6 +26,7 @@ class Joint(Strategy):
     )
     adapter_types = ("lora", "dora", "oft")
     task_types = ALL_TASK_TYPES
+    many_devices = True
     starts_from = "base"
     uses = frozenset({"all_rows"})
 

@@ -48,6 +48,7 @@ class Replay(base.Strategy):
     summary = "Mix buffered examples of earlier tasks into training: the default"
     adapter_types = ("lora", "dora", "oft")
     task_types = base.ALL_TASK_TYPES
+    many_devices = True
     needs_replay = True
     params_type = Params
     params: Params

@@ -26,6 +26,7 @@ class Sequential(Strategy):
     task_types = ALL_TASK_TYPES
     summary = "Fine-tune on the new examples alone: the baseline that forgets"
     adapter_types = ("lora", "dora", "oft")
+    many_devices = True
 
     def loss(self, model: AdaptedModel, batch: Batch) -> Tensor:
         """Mean cross-entropy over the batch."""

@@ -91,6 +91,10 @@ class TokenTable:
         """The tokens of one row."""
         return self.tokens[self.starts[index] : self.starts[index + 1]]
 
+    def answer_count(self, picked: Indices) -> int:
+        """How many answer tokens the rows at the positions `picked` have."""
+        return sum(int(self.tokens_and_answers(int(row))[1].sum()) for row in picked)
+
     def tokens_and_answers(self, index: int) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
         """The tokens of one row, and which of them are answers."""
         if self.answers is None:

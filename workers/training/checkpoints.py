@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from workers.training.contract import TrainRequest
+from workers.training.errors import TrainingFailed
 from workers.training.folders import whole_folder, write_json
 from workers.training.model import AdaptedModel
 
@@ -96,26 +97,55 @@ def restore(
 
 
 def write_checkpoint(root: Path, checkpoint: Checkpoint, *, fingerprint: str) -> None:
-    """Write a checkpoint whole, then remove the ones before it."""
+    """Write a checkpoint whole, then remove the ones before it.
+
+    Raises:
+        TrainingFailed: `non_finite_parameters` when it holds a number that is none; nothing is written then and
+            the last good checkpoint stays.
+    """
+    check_finite(checkpoint)
     root.mkdir(parents=True, exist_ok=True)
     name = f"step-{checkpoint.step:09d}"
     with whole_folder(root / name) as folder:
         save_file(dict(checkpoint.tensors), folder / "tensors.safetensors")
-        position = {"step": checkpoint.step, "losses": list(checkpoint.losses), "fingerprint": fingerprint}
+        position = {
+            "step": checkpoint.step,
+            "losses": list(checkpoint.losses),
+            "fingerprint": fingerprint,
+            "tensors_sha256": _file_hash(folder / "tensors.safetensors"),
+        }
         write_json(folder / "position.json", position)
     for older in root.glob("step-*"):
         if older.name != name:
             shutil.rmtree(older, ignore_errors=True)
 
 
+def check_finite(checkpoint: Checkpoint) -> None:
+    """Check that training has left finite parameters.
+
+    Raises:
+        TrainingFailed: `non_finite_parameters`, naming the step and the first bad tensor.
+    """
+    for name, tensor in checkpoint.tensors.items():
+        if name.startswith("model.") and not tensor.isfinite().all():
+            raise TrainingFailed(
+                "non_finite_parameters",
+                f"after step {checkpoint.step} {name.removeprefix('model.')} holds numbers that are not finite; "
+                "lower training.learning_rate",
+                {"step": checkpoint.step, "parameter": name.removeprefix("model.")},
+            )
+
+
 def read_checkpoint(root: Path, *, fingerprint: str) -> Checkpoint | None:
-    """Return the newest readable checkpoint of this very request, or `None` to begin at the beginning."""
+    """Return the newest undamaged checkpoint of this very request, or `None` to begin at the beginning."""
     for folder in sorted(root.glob("step-?????????"), reverse=True):
         try:
             position = json.loads((folder / "position.json").read_text(encoding="utf-8"))
-            tensors = load_file(folder / "tensors.safetensors")
-        except (OSError, ValueError, SafetensorError):
+            if position["tensors_sha256"] != _file_hash(folder / "tensors.safetensors"):
+                continue
+            if position["fingerprint"] == fingerprint:
+                tensors = load_file(folder / "tensors.safetensors")
+                return Checkpoint(int(position["step"]), tuple(position["losses"]), tensors)
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError):
             continue
-        if position.get("fingerprint") == fingerprint:
-            return Checkpoint(int(position["step"]), tuple(position["losses"]), tensors)
     return None

@@ -65,7 +65,10 @@ class TrainingSettings:
 
     `max_steps` caps the optimiser steps that `epochs` would take. `batch_size` counts the rows of one forward
     pass, replayed ones included; `gradient_accumulation` passes make one optimiser step.
-    `precision="auto"` is bfloat16 autocast on a GPU that has it and float32 elsewhere.
+    `precision="auto"` is bfloat16 autocast on a GPU that has it and float32 elsewhere. With several `devices` each
+    takes its part of every batch; `batch_size` stays that of the whole. `gradient_checkpointing` keeps only
+    every layer's input and computes the rest again in backward: less memory, a third more time. `compile`
+    has torch.compile translate the encoder: worth its minute on long runs.
     """
 
     epochs: int = 3
@@ -81,6 +84,9 @@ class TrainingSettings:
     precision: Precision = "auto"
     gradient_accumulation: int = 1
     evaluation_batch_size: int = 64
+    devices: int = 1
+    gradient_checkpointing: bool = False
+    compile: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +125,8 @@ class TrainResult:
 
     `epochs` is the number of passes over the fresh rows; `peak_memory_bytes` is device memory on a GPU and
     the child's resident set elsewhere; `train_seconds` counts this attempt alone. `auto` tells how the strategy was
-    found where that was left to `auto`.
+    found where that was left to `auto`. `warnings` tells what was asked for and could not be done, though the run went
+    on without it.
     """
 
     steps: int
@@ -134,6 +141,7 @@ class TrainResult:
     packages: dict[str, str]
     device: str
     auto: Mapping[str, Any] | None = None
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

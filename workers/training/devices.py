@@ -1,5 +1,6 @@
 """Where an update runs and in which precision."""
 
+import os
 import resource
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -7,11 +8,31 @@ from contextlib import AbstractContextManager
 import torch
 
 from workers.training.contract import Precision
+from workers.training.errors import TrainingFailed
 
 
 def choose_device() -> torch.device:
-    """The first GPU when there is one, else the CPU."""
-    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    """This process's GPU when there is one (the first, unless `teams` chose another), else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")
+
+
+def check_devices(wanted: int) -> None:
+    """Check that this machine has `wanted` GPUs or, where it has none at all, as many CPU cores.
+
+    Raises:
+        TrainingFailed: `too_few_devices`, naming both numbers.
+    """
+    on_gpu = torch.cuda.is_available()
+    found = torch.cuda.device_count() if on_gpu else os.cpu_count() or 1
+    if wanted > found:
+        what = "GPUs" if on_gpu else "CPU cores and no GPU"
+        raise TrainingFailed(
+            "too_few_devices",
+            f"training.devices is {wanted} but this worker has {found} {what}; ask for {found} at most",
+            {"wanted": wanted, "found": found},
+        )
 
 
 def device_name(device: torch.device) -> str:

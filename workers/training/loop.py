@@ -3,14 +3,17 @@
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from workers.strategies.auto import Auto
 from workers.strategies.base import Strategy
 from workers.strategies.catalogue import strategy_of
+from workers.training.acceleration import accelerated
 from workers.training.adapters import Adapter, detach
 from workers.training.batches import Mix, Pick
 from workers.training.checkpoints import (
@@ -27,6 +30,7 @@ from workers.training.devices import device_name, peak_memory_bytes
 from workers.training.errors import Stopped
 from workers.training.preparation import prepare
 from workers.training.run import Run
+from workers.training.teams import Team, led
 from workers.training.versions import Version, facts_of, packages, write_version
 from workers.training.watching import OnProgress, ShouldStop, Watch
 
@@ -64,18 +68,14 @@ def train_one(
     began = time.monotonic()
     watch = Watch(on_progress, should_stop)
     strategy = strategy_of(request)
-    run, sha256 = prepare(request, strategy, watch)
-    loop = Loop.begin(run, strategy)
-    # Outside of the `try`: a stop before the checkpoint has been taken up must not overwrite it.
-    loop.resume()
-    try:
+    with led(request, watch) as team:
+        run, sha256 = prepare(request, strategy, watch)
+        loop = Loop.begin(run, strategy, team)
+        loop.resume()  # stopped in here there is nothing new to save, and an older checkpoint to keep
         loop.train()
-        watch.at("consolidating")
-        adapter, error = strategy.combine(run, detach(run.model.encoder))
-        state = strategy.finish(run)
-    except Stopped:
-        loop.save_checkpoint()
-        raise
+    watch.at("consolidating")
+    adapter, error = strategy.combine(run, detach(run.model.encoder))
+    state = strategy.finish(run)
     watch.at("saving", loop.total_steps, loop.total_steps, loop.curve.recent)
     version = finished_version(run, strategy, sha256, adapter, error)
     if state:
@@ -84,6 +84,16 @@ def train_one(
         version = replace(version, facts={**version.facts, "auto": auto})
     write_version(Path(request.output), version)
     return replace(loop.result(time.monotonic() - began), auto=auto)
+
+
+def follow(request: TrainRequest, team: Team) -> None:
+    """Take part in the training of an update that another process leads."""
+    watch = Watch(lambda _progress: None, lambda: None)
+    strategy = strategy_of(request)
+    run, _ = prepare(request, strategy, watch)
+    loop = Loop.begin(run, strategy, team)
+    loop.resume()
+    loop.train()
 
 
 def finished_version(run: Run, strategy: Strategy, sha256: str, adapter: Adapter, error: float) -> Version:
@@ -109,6 +119,7 @@ class Loop:
 
     run: Run
     strategy: Strategy
+    team: Team
     optimiser: torch.optim.Optimizer
     mix: Mix
     curve: LossCurve
@@ -116,10 +127,12 @@ class Loop:
     total_steps: int
     steps_per_epoch: int
     step: int = 0
+    saved_step: int = 0
     checkpoint_at: float = 0.0
+    warnings: tuple[str, ...] = ()
 
     @classmethod
-    def begin(cls, run: Run, strategy: Strategy) -> "Loop":
+    def begin(cls, run: Run, strategy: Strategy, team: Team | None = None) -> "Loop":
         """Set up a run at its first step."""
         settings = run.request.settings
         mix = Mix(
@@ -137,6 +150,7 @@ class Loop:
         return cls(
             run=run,
             strategy=strategy,
+            team=team or Team(),
             optimiser=optimiser,
             mix=mix,
             curve=LossCurve(),
@@ -151,21 +165,42 @@ class Loop:
         checkpoint = read_checkpoint(Path(self.run.request.checkpoints), fingerprint=self.fingerprint)
         if checkpoint is not None:
             self.strategy.resume(restore(checkpoint, self.run.model, self.optimiser))
-            self.step = checkpoint.step
+            self.step = self.saved_step = checkpoint.step
             self.curve = LossCurve(checkpoint.losses)
 
     def train(self) -> None:
-        """Take the remaining steps."""
-        self.run.model.train()
+        """Take the remaining steps; leaves a checkpoint when told to stop, and one of the last step.
+
+        Whatever comes after the last step may change the model, so that a stop later on must come back to here.
+        """
+        model, settings = self.run.model, self.run.request.settings
+        model.train()
         self.checkpoint_at = time.monotonic() + self.run.request.checkpoint_seconds
+        try:
+            with accelerated(model, settings, self.try_out) as self.warnings:
+                self.take_steps()
+        except Stopped:
+            self.save_checkpoint()
+            raise
+        self.save_checkpoint()
+        self.run.watch.at("training", self.step, self.total_steps, self.curve.recent)
+
+    def take_steps(self) -> None:
+        """Take the remaining steps, with a checkpoint now and then."""
         for picks in self.remaining_steps():
             self.run.watch.at("training", self.step, self.total_steps, self.curve.recent)
             self.take_step(picks)
             self.step += 1
             if time.monotonic() >= self.checkpoint_at:
                 self.save_checkpoint()
-        self.curve.settle()
-        self.run.watch.at("training", self.step, self.total_steps, self.curve.recent)
+
+    def try_out(self) -> None:
+        """Go forward and backward through the first batch, for nothing."""
+        for picks in islice(self.remaining_steps(), 1):
+            batch = self.run.batch(picks[0])
+            with self.run.autocast():
+                loss = self.run.model(batch).sum()
+            loss.backward()
 
     def remaining_steps(self) -> Iterator[list[Pick]]:
         """The picks of each step not yet taken; one step has `gradient_accumulation` of them, or what is left."""
@@ -182,27 +217,38 @@ class Loop:
         settings, model = self.run.request.settings, self.run.model
         set_rates(self.optimiser, rate_factor(self.step, self.total_steps, settings))
         self.optimiser.zero_grad(set_to_none=True)
-        total = torch.zeros((), device=self.run.device)
-        for pick in picks:
-            batch = self.run.batch(pick)
-            with self.run.autocast():
-                loss = self.strategy.loss(model, batch) / len(picks)
-            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-            total += loss.detach()
+        self.team.seed(settings.seed, self.step)
+        parts = [self.backward(pick, passes=len(picks)) for pick in picks]
+        losses = self.team.add_up(model.trainable().values(), parts)
         self.strategy.adjust_gradients(model)
         norm = torch.nn.utils.clip_grad_norm_(model.trainable().values(), settings.max_grad_norm)
-        self.curve.add(total, norm)
+        self.curve.add(losses, norm, [self.run.example_ids(pick) for pick in picks])
         if self.run.device.type == "cpu" or self.step % SETTLE_STEPS_ON_GPU == 0:
             self.curve.settle()
         self.optimiser.step()
         self.strategy.adjust_step(model)
 
+    def backward(self, pick: Pick, *, passes: int) -> Tensor:
+        """Add this rank's part of one of a step's `passes` to the gradients; returns its part of the step's loss."""
+        mine = self.team.part(pick)
+        share = self.run.predictions(mine) / self.run.predictions(pick)
+        if share == 0:
+            return torch.zeros((), device=self.run.device)
+        batch = self.run.batch(mine)
+        with self.run.autocast():
+            loss = self.strategy.loss(self.run.model, batch) / passes * share
+        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        return loss.detach()
+
     def save_checkpoint(self) -> None:
         """Write where the run stands; a bad number met since the last look is raised instead of saved."""
         self.curve.settle()
+        if self.team.rank != 0 or self.step == self.saved_step:
+            return
         tensors = capture(self.run.model, self.optimiser, self.strategy.checkpoint())
         checkpoint = Checkpoint(self.step, tuple(self.curve.losses), tensors)
         write_checkpoint(Path(self.run.request.checkpoints), checkpoint, fingerprint=self.fingerprint)
+        self.saved_step = self.step
         self.checkpoint_at = time.monotonic() + self.run.request.checkpoint_seconds
 
     def result(self, seconds: float) -> TrainResult:
@@ -219,6 +265,7 @@ class Loop:
             losses=self.curve.thinned(),
             packages=packages(),
             device=device_name(self.run.device),
+            warnings=self.warnings,
         )
 
 

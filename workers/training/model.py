@@ -34,6 +34,9 @@ class AdaptedModel(nn.Module):
         super().train(False)
         for layer in adapted_layers(self.encoder).values():
             layer.train(mode)
+        for module in self.encoder.modules():
+            if getattr(module, "gradient_checkpointing", False):
+                module.training = mode  # a layer in inference mode would keep all of its activations
         if self.head is not None:
             self.head.train(mode)
         self.training = mode

@@ -70,6 +70,16 @@ class Run:
             return collate(self.fresh, self.replay, pick).to(self.device)
         return pack(self.fresh, self.replay, pick, packed=self.device.type != "cpu").to(self.device)
 
+    def predictions(self, pick: Pick) -> int:
+        """How many predictions a loss averages over: rows, or a language model's answer tokens."""
+        if self.fresh.answers is None:
+            return len(pick.fresh) + len(pick.replay)
+        return self.fresh.answer_count(pick.fresh) + self.replay.answer_count(pick.replay)
+
+    def example_ids(self, pick: Pick) -> list[int]:
+        """The ids of the picked examples, fresh ones first."""
+        return [*self.fresh.ids[pick.fresh].tolist(), *self.replay.ids[pick.replay].tolist()]
+
     def batches_of(self, table: TokenTable, *, batch_size: int, phase: str) -> Iterator[Batch]:
         """Go once through `table` in length order, each row on its own, reporting and obeying between batches."""
         for number, pick in enumerate(in_length_order(table, batch_size)):

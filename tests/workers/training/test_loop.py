@@ -10,7 +10,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from workers.strategies.catalogue import STRATEGIES
 from workers.training.contract import AdapterSettings, BaseFolder, Progress, TrainRequest
 from workers.training.errors import Cancelled, Stopped, TrainingFailed
 from workers.training.loop import rate_factor, train
@@ -65,32 +64,6 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_does_not(
         outputs.append(weights(request.output))
     assert outputs[0] == outputs[1]
     assert outputs[0] != outputs[2]
-
-
-@pytest.mark.parametrize("strategy", sorted(name for name in STRATEGIES if STRATEGIES[name].trains))
-@pytest.mark.parametrize("stop_at", [1, 4])
-def test_a_stopped_update_resumes_to_the_same_bytes(
-    request_for: RequestFor, rows_about: Any, quietly: Any, strategy: str, stop_at: int
-) -> None:
-    first = request_for(strategy, ["sport", "space"], output="first")
-    train(first, **quietly)
-    labels = ["sport", "space", "food"]
-    common = {
-        "parent": first.output,
-        "rows": rows_about(["food", "sport"], 12),
-        "buffer": rows_about(["space"], 9, first_id=500),
-    }
-    straight = request_for(strategy, labels, output="straight", **common)
-    train(straight, **quietly)
-    halted = request_for(strategy, labels, output="halted", **common)
-    with pytest.raises(Stopped):
-        train(halted, **stopping_after(stop_at))
-    assert not Path(halted.output).exists()
-    result = train(halted, **quietly)
-    assert result.steps == train(straight, **quietly).steps
-    assert weights(halted.output) == weights(straight.output)
-    for state in Path(straight.output).glob("state/*"):
-        assert state.read_bytes() == Path(halted.output, "state", state.name).read_bytes()
 
 
 def test_stopped_again_before_its_first_step_an_update_keeps_its_checkpoint(
@@ -208,15 +181,6 @@ def test_a_checkpoint_of_other_rows_is_not_resumed(
     assert min(progress.step for progress in seen if progress.phase == "training") == 0
 
 
-def test_a_damaged_checkpoint_is_passed_over(request_for: RequestFor, quietly: Any) -> None:
-    halted = request_for("sequential", ["sport", "space"])
-    with pytest.raises(Stopped):
-        train(halted, **stopping_after(3))
-    [folder] = Path(halted.checkpoints).iterdir()
-    (folder / "tensors.safetensors").write_bytes(b"\x00" * 100)
-    assert train(halted, **quietly).steps == 6
-
-
 def test_a_cancelled_update_ends_at_the_next_step_and_leaves_nothing(request_for: RequestFor) -> None:
     request = request_for("sequential", ["sport", "space"])
     with pytest.raises(Cancelled):
@@ -268,26 +232,6 @@ def test_progress_tells_phase_step_loss_and_time_to_go(request_for: RequestFor) 
     assert all(progress.total_steps == 6 for progress in steps)
     assert steps[3].loss is not None
     assert steps[3].eta_seconds is not None
-
-
-def test_a_loss_that_is_no_number_stops_the_run_and_names_the_step(
-    request_for: RequestFor, quietly: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from workers.strategies.sequential import Sequential
-
-    plain, calls = Sequential.loss, []
-
-    def breaking(self: Sequential, model: Any, batch: Any) -> torch.Tensor:
-        calls.append(1)
-        return plain(self, model, batch) * (float("nan") if len(calls) == 3 else 1.0)
-
-    monkeypatch.setattr(Sequential, "loss", breaking)
-    request = request_for("sequential", ["sport", "space"], checkpoint_seconds=0.0)
-    with pytest.raises(TrainingFailed, match="step 3") as caught:
-        train(request, **quietly)
-    assert caught.value.code == "non_finite_loss"
-    assert caught.value.detail["step"] == 3
-    assert [path.name for path in Path(request.checkpoints).iterdir()] == ["step-000000002"]
 
 
 def test_rates_rise_and_then_fall_to_nought(request_for: RequestFor) -> None:
