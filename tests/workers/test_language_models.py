@@ -1,0 +1,83 @@
+"""The main job with a real language model: learn two skills, keep an eye on what the base could do, roll back."""
+
+import math
+from typing import Any
+
+import pytest
+
+from tests.scenes import World, docstrings
+
+pytestmark = pytest.mark.slow
+
+TRAINING = {"epochs": 3, "batch_size": 4, "max_length": 40, "learning_rate": 2e-3, "seed": 1}
+REPLAY = {"name": "replay", "fraction": 0.4}
+
+
+def plain(module: str, first: int, last: int, *, split: str) -> list[dict[str, Any]]:
+    """Prose about a subject."""
+    return [{"text": text.split(": ", 1)[1], "split": split} for text in docstrings(module)[first:last]]
+
+
+def naming(module: str, *, train: int, held: int) -> list[dict[str, Any]]:
+    """A skill: say which function a description belongs to."""
+    pairs = [text.split(": ", 1) for text in docstrings(module)[: train + held]]
+    return [
+        {
+            "prompt": f"{what[:80]}\nFunction:",
+            "completion": f" {name}",
+            "split": "train" if at < train else "eval",
+        }
+        for at, (name, what) in enumerate(pairs)
+    ]
+
+
+@pytest.fixture
+def taught(world: World) -> World:
+    """A model with a guarded general task that has learnt two skills, rehearsing general text with the second."""
+    world.model("writer", base_model="smollm2-135m", task_type="causal-lm", replay={"capacity": 40})
+    for task, module in (("general", "email.message"), ("maths", "math"), ("files", "os")):
+        body = {"guarded": True} if task == "general" else {}
+        world.ok(world.client.put(f"/v1/models/writer/tasks/{task}", json=body))
+        rows = (
+            plain("os", 30, 40, split="train") + plain("subprocess", 0, 6, split="eval")
+            if task == "general"
+            else naming(module, train=10, held=5)
+        )
+        world.examples(task, rows, model="writer")
+    common = {"model": "writer", "training": TRAINING, "strategy": REPLAY}
+    assert world.learn("maths", "general", **common)["status"] == "promoted"
+    assert world.learn("files", **common)["status"] == "promoted"
+    return world
+
+
+def test_the_report_shows_general_text_and_every_skill_at_every_version(taught: World) -> None:
+    report = taught.get("/models/writer/reports/forgetting")
+    assert report["versions"] == [0, 1, 2]
+    assert sorted(report["tasks"]) == ["files", "general", "maths"]
+    perplexity = report["measures"]["perplexity"]
+    assert all(value > 1 for row in perplexity for value in row)
+    # What is scored is the mean over examples; each is a mean log-likelihood, so below zero.
+    assert all(score < 0 for row in report["matrix"] for score in row)
+    column = report["tasks"].index("maths")
+    assert perplexity[1][column] < perplexity[0][column], "the first update did not learn its skill"
+    column = report["tasks"].index("files")
+    assert perplexity[2][column] < perplexity[1][column], "the second update did not learn its skill"
+    assert report["summary"]["forward_transfer"] is not None
+
+    update = taught.get("/models/writer/versions/2/report")
+    general = next(task for task in update["tasks"] if task["task"] == "general")
+    assert general["role"] == "old"
+    assert general["delta_ci"][0] <= general["delta"] <= general["delta_ci"][1]
+    assert general["measures"]["perplexity"] == pytest.approx(perplexity[2][report["tasks"].index("general")])
+    kept = update["summary"]["worst_retention"]
+    assert kept is not None
+    assert 0 < kept < math.inf
+    held = {reason["task"]: reason["detail"] for reason in update["verdict"]["reasons"]}
+    assert "bootstrap" in held["general"]
+
+    outcomes = taught.get("/models/writer/versions/2/outcomes?task=maths")["data"]
+    assert len(outcomes) == 5
+    assert all(outcome["predicted"] is None and outcome["score"] < 0 for outcome in outcomes)
+    assert taught.client.get("/v1/models/writer/versions/2/flips").status_code == 200
+    rolled = taught.ok(taught.client.post("/v1/models/writer/rollback", json={"reason": "drill"}))
+    assert (rolled["champion"], rolled["rolled_back_from"]) == (1, 2)
