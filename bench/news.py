@@ -12,7 +12,7 @@ from workers.training.contract import BaseFolder, TrainingSettings
 TASKS = 5
 DOMAINS = 4
 SUBJECTS = ("comp", "rec", "sci", "talk")
-CAPACITY = 600
+CAPACITY = 400
 
 
 def class_stream(seed: int, *, quick: bool = False) -> Stream:
@@ -23,8 +23,8 @@ def class_stream(seed: int, *, quick: bool = False) -> Stream:
     tasks = [
         Task(
             f"news-{number}",
-            rows_of(train, {name: name for name in group}, each=20 if quick else 60, seed=seed),
-            rows_of(judged, {name: name for name in group}, each=15 if quick else 50, seed=seed),
+            rows_of(train, {name: name for name in group}, each=20 if quick else 40, seed=seed),
+            rows_of(judged, {name: name for name in group}, each=15 if quick else 30, seed=seed),
         )
         for number, group in enumerate(groups, start=1)
     ]
@@ -47,8 +47,8 @@ def domain_stream(seed: int, *, quick: bool = False) -> Stream:
         tasks.append(
             Task(
                 f"domain-{number + 1}",
-                rows_of(train, domain, each=20 if quick else 60, seed=seed),
-                rows_of(judged, domain, each=15 if quick else 50, seed=seed),
+                rows_of(train, domain, each=20 if quick else 40, seed=seed),
+                rows_of(judged, domain, each=15 if quick else 30, seed=seed),
             )
         )
     return news_stream("newsgroups-domains", tasks, quick=quick)
@@ -62,7 +62,7 @@ def news_stream(name: str, tasks: Sequence[Task], *, quick: bool) -> Stream:
         base=minilm(),
         tasks=tasks,
         capacity=CAPACITY,
-        settings=TrainingSettings(max_length=32 if quick else 64),
+        settings=TrainingSettings(max_length=32 if quick else 48),
     )
 
 

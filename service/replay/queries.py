@@ -88,6 +88,11 @@ def read_buffer(
     return Buffer(entries=tuple(chosen), strata=len(teachers))
 
 
+def count_strata(session: Session, *, model: Model, lineage: Sequence[int]) -> int:
+    """Returns how many strata the lineage has taught: a buffer with fewer slots must leave some out."""
+    return len(_teachers(session, model=model, lineage=lineage))
+
+
 def _teachers(session: Session, *, model: Model, lineage: Sequence[int]) -> dict[str, list[int]]:
     taught = session.execute(TAUGHT, {"tenant": model.tenant_id, "model": model.id, "lineage": list(lineage)})
     teachers: dict[str, list[int]] = {}

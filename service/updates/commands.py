@@ -13,6 +13,7 @@ from service.models import Model, Task, Update, UpdateState, Version, VersionTas
 from service.queue import nudge_after_commit
 from service.registry.commands import promote
 from service.registry.queries import get_champion, get_model, get_version
+from service.replay.queries import count_strata
 from service.security import Principal, Scope
 from service.tasks.queries import get_tasks
 from service.updates.catalogue import check_strategy, strategies
@@ -101,7 +102,20 @@ def _check_data(
             code="nothing_to_learn", param="tasks",
         )  # fmt: skip
     warnings += _label_warnings(session, tasks=tasks, parent=parent, cut=cut)
+    if strategies()[request.strategy.name].needs_replay:
+        warnings += _buffer_warnings(session, model=model, parent=parent)
     return warnings + _gate_warnings(session, model=model, parent=parent, cut=cut)
+
+
+def _buffer_warnings(session: Session, *, model: Model, parent: Version) -> list[str]:
+    capacity = int(model.replay["capacity"])
+    strata = count_strata(session, model=model, lineage=parent.lineage)
+    if strata <= capacity:
+        return []
+    return [
+        f"the replay buffer holds {capacity} examples but version {parent.number} has learnt {strata} kinds of them (task "
+        f"and label), so {strata - capacity} cannot be rehearsed; PATCH the model's replay.capacity"
+    ]
 
 
 def _label_warnings(session: Session, *, tasks: Sequence[Task], parent: Version, cut: int) -> list[str]:

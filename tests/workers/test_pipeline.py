@@ -426,3 +426,24 @@ def test_a_candidate_made_champion_by_hand_while_it_is_scored_again_is_promoted_
     assert world.get("/models/triage")["previous"] == 2
     with session_scope(tenant="acme") as session:
         assert get_champion(session, model=get_model(session, model="triage")).version == 1
+
+
+def test_a_buffer_smaller_than_its_strata_is_warned_of_and_works(world: World) -> None:
+    world.model(replay={"capacity": 1})
+    world.task("one", ("math", "os"))
+    world.learn("one")
+    world.task("two", ("random", "socket"))
+    update = world.learn("two", strategy={"name": "replay"})
+    assert update["status"] == "promoted"
+    assert any("holds 1 examples but version 1 has learnt 2 kinds" in text for text in update["warnings"])
+    assert world.get("/models/triage/versions/2")["statistics"]["replay_rows"] == 1
+
+
+def test_a_task_of_one_class_is_learnt_and_shown_for_what_it_is(world: World) -> None:
+    world.model()
+    world.task("one", ("math",))
+    update = world.learn("one")
+    assert update["status"] == "promoted"
+    assert world.get("/models/triage/versions/1")["labels"] == ["math"]
+    world.task("two", ("os",))
+    assert world.learn("two", strategy={"name": "derpp"})["status"] == "promoted"
