@@ -281,6 +281,7 @@ def test_nothing_left_to_learn_is_said_at_the_request_or_at_the_start(world: Wor
     assert world.learn("one", relearn=True)["version"] == 2
 
 
+@pytest.mark.slow
 def test_every_strategy_of_the_catalogue_carries_an_update_to_its_end(world: World) -> None:
     strategies = [entry["name"] for entry in world.get("/strategies")["data"]]
     assert {"sequential", "replay", "ewc", "joint"} <= set(strategies)

@@ -159,7 +159,9 @@ def test_each_update_draws_twice_and_the_draws_differ(
         return plain(self, model, batch)
 
     monkeypatch.setattr(Derpp, "loss", watching)
-    train(replace(second, output=second.output + "again"), **quietly)
+    train(
+        replace(second, output=second.output + "again", checkpoints=second.checkpoints + "again"), **quietly
+    )
     assert len(drawn[1]) == len(drawn[2]) == 32
     assert drawn[1] != drawn[2]
 
