@@ -236,8 +236,10 @@ def answer(call: str, request: Any, reporter: "Reporter", should_stop: Watch) ->
     """Do what one request asks for; whatever goes wrong becomes an answer too."""
     try:
         if call == "train":
+            from workers.evaluation.kept import forget
             from workers.training.loop import train
 
+            forget()
             return "done", train(request, on_progress=reporter.report, should_stop=should_stop)
         from workers.evaluation.runner import evaluate
 

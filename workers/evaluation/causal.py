@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from workers.evaluation.kept import kept
 from workers.training.adapters import attach
 from workers.training.base_models import check_base, check_length, load_decoder, load_tokenizer
 from workers.training.batches import Pick, TokenTable, in_length_order
@@ -106,10 +107,7 @@ def graded(request: EvaluateRequest, version: Version | None, table: TokenTable,
     """Grade the rows in table order, with the adapter merged into the weights."""
     device = choose_device()
     context = autocast(device, "fp32" if request.precision == "auto" else request.precision)
-    decoder = load_decoder(request.base)
-    if version is not None:
-        decoder = attach(decoder, version.adapter, trainable=False).merge_and_unload()
-    model = LanguageModel(decoder).eval().to(device)
+    model = kept(request, lambda: loaded(request, version).to(device))
     grades = Grades(
         np.zeros(len(table)), np.zeros(len(table), dtype=np.int64), np.zeros(len(table), dtype=np.bool_)
     )
@@ -123,6 +121,16 @@ def graded(request: EvaluateRequest, version: Version | None, table: TokenTable,
         done += len(pick.fresh)
     watch.at("evaluating", done, len(table))
     return grades
+
+
+def loaded(request: EvaluateRequest, version: Version | None) -> LanguageModel:
+    """The base in evaluation mode, with the version's adapter merged into its weights where there is one."""
+    decoder = load_decoder(request.base)
+    if version is not None:
+        decoder = attach(decoder, version.adapter, trainable=False).merge_and_unload()
+    model = LanguageModel(decoder)
+    model.eval()
+    return model
 
 
 def grade(grades: Grades, pick: Pick, logits: Tensor, answers: Tensor, rows: Tensor) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from workers.evaluation.causal import causal_outcomes
+from workers.evaluation.kept import kept
 from workers.training.adapters import attach
 from workers.training.base_models import check_base, check_length, load_encoder, load_tokenizer
 from workers.training.batches import Pick, TokenTable, collate, in_length_order, read_rows, tokenise
@@ -28,8 +29,8 @@ CLOSE_CALL = 1e-2
 def evaluate(request: EvaluateRequest, *, on_progress: OnProgress, should_stop: ShouldStop) -> Outcomes:
     """Answer every row of `request.rows`, with the adapter merged and rows batched by length.
 
-    Language models: see `workers.evaluation.causal`. A classified row whose two best logits are closer than rounding can tell is predicted again as a plain load of the
-    version would do it: alone, unpadded, with the adapter beside the weights. So no answer depends on which
+    Language models: see `workers.evaluation.causal`. A classified row whose two best logits are closer than rounding
+    can tell is predicted again as a plain load of the version would do it: alone, unpadded, with the adapter beside the weights. So no answer depends on which
     rows happened to share its batch.
 
     Raises:
@@ -85,7 +86,7 @@ def all_logits(request: EvaluateRequest, version: Version, table: TokenTable, wa
     device = choose_device()
     precision = "fp32" if request.precision == "auto" else request.precision
     context = autocast(device, precision)
-    model = loaded(request, version, device, merged=True)
+    model = kept(request, lambda: loaded(request, version, device, merged=True))
     logits = torch.zeros(len(table), len(version.labels))
     done = 0
     for pick in in_length_order(table, request.batch_size):

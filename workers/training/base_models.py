@@ -1,6 +1,7 @@
 """Base checkpoints on disk: check them, hash them, load them without code or pickles."""
 
 import hashlib
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,15 @@ def folder_sha256(folder: Path) -> str:
     Each file enters by name and content, in name order, so that READMEs and other bystanders do not matter.
     """
     files = sorted({path for pattern in HASHED_PATTERNS for path in folder.glob(pattern) if path.is_file()})
+    stats = [(path, path.stat()) for path in files]
+    return _hashed(tuple((path, stat.st_ino, stat.st_size, stat.st_mtime_ns) for path, stat in stats))
+
+
+@lru_cache(maxsize=8)
+def _hashed(files: tuple[tuple[Path, int, int, int], ...]) -> str:
+    """The hash of files, known by inode, size and time: a process reads a checkpoint of gigabytes once."""
     total = hashlib.sha256()
-    for path in files:
+    for path, *_ in files:
         with path.open("rb") as stream:
             content = hashlib.file_digest(stream, "sha256").hexdigest()
         total.update(f"{path.name}\0{content}\n".encode())

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from workers.evaluation.kept import forget
 from workers.evaluation.runner import evaluate
 from workers.strategies.auto import Candidate
 from workers.strategies.base import Strategy
@@ -206,6 +207,7 @@ def run_trial(
         )  # fmt: skip
         outcomes = evaluate(asked, on_progress=on_progress, should_stop=should_stop)
     finally:
+        forget()
         shutil.rmtree(folder, ignore_errors=True)
     correct = dict(zip(outcomes.example_ids, outcomes.correct, strict=True))
     return Trial(
