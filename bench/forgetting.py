@@ -10,8 +10,8 @@ extended by seeds and strategies. It does not notice a change of code: start a n
 
 import argparse
 import json
+import math
 import os
-import statistics
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -22,7 +22,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from bench.cells import QUALITIES, STREAMS, Cell, Result, run_all, suits
+from bench.cells import GENERAL_CHANGES, QUALITIES, STREAMS, TASK_TYPES, Cell, Result, run_all, spread, suits
+from bench.perplexities import figures_of_perplexities, table_of_perplexities
 from workers.strategies.catalogue import STRATEGIES
 
 COSTS = ("seconds", "peak_megabytes")
@@ -42,6 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
     for stream in options.streams:
         console.print(table_of(stream, results))
+        for strategy in finished_language_models(stream, results):
+            console.print(table_of_perplexities(stream, strategy, results))
     if options.json:
         options.json.write_text(json.dumps(as_json(results), indent=2) + "\n", encoding="utf-8")
     return int(any("error" in result for result in results.values()))
@@ -123,13 +126,16 @@ def say(cell: Cell, result: Result, *, left: int) -> None:
 
 def table_of(stream: str, results: dict[Cell, Result]) -> Table:
     """Mean ± standard deviation over seeds, a strategy per row, the best average accuracy first."""
-    columns = (*QUALITIES, *COSTS)
-    table = Table(title=stream, title_justify="left")
+    columns = columns_of(stream)
+    unit = ": nats per token" if stream in TASK_TYPES else ""
+    table = Table(title=stream + unit, title_justify="left")
     table.add_column("strategy", no_wrap=True)
     for column in columns:
-        table.add_column(column.replace("_", " "), justify="right", no_wrap=True)
+        table.add_column(column.replace("_", " ").replace("percent", "%"), justify="right")
     rows = {strategy: over_seeds(results, stream, strategy) for strategy in strategies_in(results, stream)}
-    for strategy, row in sorted(rows.items(), key=lambda item: -item[1].get("average_accuracy", (-9.0,))[0]):
+    for strategy, row in sorted(
+        rows.items(), key=lambda item: -item[1].get("average_accuracy", (-math.inf,))[0]
+    ):
         table.add_row(strategy, *(in_words(column, row.get(column)) for column in columns))
     return table
 
@@ -142,6 +148,20 @@ def in_words(column: str, value: tuple[float, float] | None) -> str:
     return f"{value[0]:.{digits_after}f} ± {value[1]:.{digits_after}f}"
 
 
+def columns_of(stream: str) -> tuple[str, ...]:
+    """What the table and the figures hold of each strategy."""
+    return (*QUALITIES, *(GENERAL_CHANGES if stream in TASK_TYPES else ()), *COSTS)
+
+
+def finished_language_models(stream: str, results: dict[Cell, Result]) -> list[str]:
+    """The strategies that ran on this stream, if it is one of a language model's, and failed on no seed."""
+    return [
+        strategy
+        for strategy in strategies_in(results, stream)
+        if stream in TASK_TYPES and over_seeds(results, stream, strategy)
+    ]
+
+
 def strategies_in(results: dict[Cell, Result], stream: str) -> list[str]:
     """The strategies that ran on this stream."""
     return list(dict.fromkeys(cell.strategy for cell in sorted(results) if cell.stream == stream))
@@ -152,13 +172,7 @@ def over_seeds(results: dict[Cell, Result], stream: str, strategy: str) -> dict[
     runs = [result for cell, result in results.items() if (cell.stream, cell.strategy) == (stream, strategy)]
     if any("error" in run for run in runs):
         return {}
-    columns = (*QUALITIES, *COSTS)
-    return {column: spread([run[column] for run in runs]) for column in columns}
-
-
-def spread(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and sample standard deviation, the latter 0 for a single value."""
-    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+    return {column: spread([run[column] for run in runs]) for column in columns_of(stream)}
 
 
 def as_json(results: dict[Cell, Result]) -> dict[str, Any]:
@@ -181,9 +195,11 @@ def figures_of(results: dict[Cell, Result]) -> dict[str, float]:
             for quantity, (mean, deviation) in row.items():
                 figures[f"{stream}.{strategy}.{quantity}.mean"] = mean
                 figures[f"{stream}.{strategy}.{quantity}.std"] = deviation
+        for strategy in finished_language_models(stream, results):
+            figures |= figures_of_perplexities(stream, strategy, results)
         upper = rows.pop("joint", {})
         finished = [row for row in rows.values() if row]
-        if upper and finished:
+        if upper and finished and stream not in TASK_TYPES:  # log-likelihoods have no points
             best = max(finished, key=lambda row: row["average_accuracy"])
             figures[f"{stream}.best.points_below_joint"] = 100 * (
                 upper["average_accuracy"][0] - best["average_accuracy"][0]

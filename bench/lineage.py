@@ -5,12 +5,13 @@ product's own rule (`service.replay.quotas`).
 """
 
 import json
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bench.streams import Row, Stream, label_order
+from bench.streams import Row, Stream, Task, label_order
 from service.evaluations.metrics import Summary, summarise
 from service.examples.content import causal_content, classification_content
 from service.replay.quotas import Candidate, priority, select, stratum
@@ -28,17 +29,23 @@ Scores = list[float | None]
 class Lineage:
     """What came of a stream: `matrix[k][i]` is version k's score on task i (row 0 is the base), and the cost.
 
-    `seconds` are those of the train phases, `peak_memory_bytes` the largest of any of them.
+    Scores are accuracies, or a language model's mean log-likelihoods per token in nats. Then `perplexity` has its
+    perplexities in the same shape, and general text, where the stream has any, is the last task. `learnt_at` is the
+    version that first learnt a task: 0 for general text, which is the base's. `seconds` are those of the train phases,
+    `peak_memory_bytes` the largest of any of them.
     """
 
+    tasks: tuple[str, ...]
     matrix: list[Scores]
+    learnt_at: tuple[int, ...]
     seconds: float
     peak_memory_bytes: int
+    perplexity: list[Scores] | None = None
 
     @property
     def summary(self) -> Summary:
         """The metrics of the last version."""
-        return summarise(self.matrix, range(1, len(self.matrix)))
+        return summarise(self.matrix, self.learnt_at, logarithmic=self.perplexity is not None)
 
     def as_json(self) -> dict[str, Any]:
         """Everything, as plain data."""
@@ -62,15 +69,19 @@ def learn(
     """
     given = stream.parameters.get(strategy, {}) if parameters is None else parameters
     learner = Learner(stream, strategy, dict(given), seed, folder)
-    matrix: list[Scores] = [[None] * len(stream.tasks)]
-    results = []
+    answers, results = [learner.answers(0)], []
     for number in range(1, len(stream.tasks) + 1):
         results.append(learner.update(number))
-        matrix.append(learner.scores(number))
+        answers.append(learner.answers(number))
     return Lineage(
-        matrix,
+        tasks=tuple(task.name for task in learner.judged),
+        matrix=[[outcomes and score(outcomes) for outcomes in row] for row in answers],
+        learnt_at=(*range(1, len(stream.tasks) + 1), *(0 for _ in learner.judged[len(stream.tasks) :])),
         seconds=sum(result.train_seconds for result in results),
         peak_memory_bytes=max(result.peak_memory_bytes for result in results),
+        perplexity=[[outcomes and outcomes.measures["perplexity"] for outcomes in row] for row in answers]
+        if learner.causal
+        else None,
     )
 
 
@@ -82,8 +93,11 @@ class Learner:
     ) -> None:
         self.stream, self.strategy, self.parameters = stream, strategy, parameters
         self.seed, self.folder = seed, folder
-        self.rows = numbered(stream, "train")
-        self.judged = numbered(stream, "eval")
+        self.causal = stream.task_type == "causal-lm"
+        self.judged = [*stream.tasks, *([stream.general] if stream.general else [])]
+        self.rows, self.eval = numbered(self.judged, "train"), numbered(self.judged, "eval")
+        if stream.general:
+            self.rows[0] += self.rows.pop()
         self.labels: tuple[str, ...] = ()
 
     def update(self, number: int) -> TrainResult:
@@ -111,22 +125,26 @@ class Learner:
             should_stop=lambda: None,
         )
 
-    def scores(self, number: int) -> Scores:
-        """Score version `number` on the tasks it has learnt; the others have no score."""
-        outcomes = evaluate(
+    def answers(self, number: int) -> list[Outcomes | None]:
+        """Version `number`'s answers to each task: a language model's to all, a classifier's to those learnt so far."""
+        scored = len(self.eval) if self.causal else number
+        outcomes = [self.answer(number, task) for task in range(scored)]
+        return outcomes + [None] * (len(self.eval) - scored)
+
+    def answer(self, number: int, task: int) -> Outcomes:
+        """Score version `number`, or the base as version 0, on one task's eval rows."""
+        return evaluate(
             EvaluateRequest(
                 task_type=self.stream.task_type,
                 base=self.stream.base,
-                version=self.version(number),
-                rows=self.write(f"eval-{number}", joined(self.judged[:number])),
+                version=self.version(number) if number else None,
+                rows=self.write(f"eval-{task}", self.eval[task]),
+                max_length=self.stream.settings.max_length,
                 batch_size=self.stream.settings.evaluation_batch_size,
             ),
             on_progress=lambda _progress: None,
             should_stop=lambda: None,
         )
-        by_id = example_scores(outcomes)
-        learnt: Scores = [mean([by_id[row["id"]] for row in task]) for task in self.judged[:number]]
-        return learnt + [None] * (len(self.judged) - number)
 
     def version(self, number: int) -> str:
         """The folder of version `number`."""
@@ -139,14 +157,14 @@ class Learner:
         return str(path)
 
 
-def numbered(stream: Stream, split: str) -> list[list[Row]]:
+def numbered(tasks: Sequence[Task], split: str) -> list[list[Row]]:
     """The rows of each task with the ids and task names that the engine wants."""
-    tasks, first = [], 0
-    for task in stream.tasks:
+    numbered, first = [], 0
+    for task in tasks:
         rows = getattr(task, split)
-        tasks.append([{**row, "id": first + index, "task": task.name} for index, row in enumerate(rows)])
+        numbered.append([{**row, "id": first + index, "task": task.name} for index, row in enumerate(rows)])
         first += len(rows)
-    return tasks
+    return numbered
 
 
 def chosen(rows: Sequence[Row], stream: Stream, *, seed: int) -> list[Row]:
@@ -170,16 +188,11 @@ def content_hash(row: Row, task_type: str) -> bytes:
     return causal_content(row).content_hash
 
 
-def example_scores(outcomes: Outcomes) -> dict[int, float]:
-    """One score per example id: right or wrong."""
-    return dict(zip(outcomes.example_ids, map(float, outcomes.correct), strict=True))
-
-
 def joined(tasks: Sequence[Sequence[Row]]) -> list[Row]:
     """The rows of several tasks in one list."""
     return [row for task in tasks for row in task]
 
 
-def mean(values: Sequence[float]) -> float:
-    """The arithmetic mean."""
-    return sum(values) / len(values)
+def score(outcomes: Outcomes) -> float:
+    """The mean over rows of what the service scores them by: log-likelihood per token, or right and wrong."""
+    return statistics.fmean(outcomes.graded or map(float, outcomes.correct))

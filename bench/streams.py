@@ -26,7 +26,9 @@ class Stream:
     """Tasks to learn one after the other, under one budget for every strategy.
 
     `capacity` is the replay buffer's, in rows. `parameters` holds, by strategy, what this stream sets apart from
-    the strategy's defaults.
+    the strategy's defaults. `general` is text of the kind that a language model's base has mastered: the first
+    update learns its training rows beside its own task, so that they are in the buffer from then on, and its eval
+    rows show what became of the base's ability.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Stream:
     settings: TrainingSettings
     adapter: AdapterSettings = field(default_factory=AdapterSettings)
     parameters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    general: Task | None = None
 
 
 def label_order(rows: Sequence[Row], known: Sequence[str]) -> tuple[str, ...]:
