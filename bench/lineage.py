@@ -6,7 +6,7 @@ product's own rule (`service.replay.quotas`).
 
 import json
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -75,13 +75,11 @@ def learn(
         answers.append(learner.answers(number))
     return Lineage(
         tasks=tuple(task.name for task in learner.judged),
-        matrix=[[outcomes and score(outcomes) for outcomes in row] for row in answers],
+        matrix=each(answers, score),
         learnt_at=(*range(1, len(stream.tasks) + 1), *(0 for _ in learner.judged[len(stream.tasks) :])),
         seconds=sum(result.train_seconds for result in results),
         peak_memory_bytes=max(result.peak_memory_bytes for result in results),
-        perplexity=[[outcomes and outcomes.measures["perplexity"] for outcomes in row] for row in answers]
-        if learner.causal
-        else None,
+        perplexity=each(answers, perplexity) if learner.causal else None,
     )
 
 
@@ -193,6 +191,16 @@ def joined(tasks: Sequence[Sequence[Row]]) -> list[Row]:
     return [row for task in tasks for row in task]
 
 
+def each(answers: Sequence[Sequence[Outcomes | None]], value: Callable[[Outcomes], float]) -> list[Scores]:
+    """A value of every version's answers to every task, None where there are none."""
+    return [[None if outcomes is None else value(outcomes) for outcomes in row] for row in answers]
+
+
 def score(outcomes: Outcomes) -> float:
     """The mean over rows of what the service scores them by: log-likelihood per token, or right and wrong."""
     return statistics.fmean(outcomes.graded or map(float, outcomes.correct))
+
+
+def perplexity(outcomes: Outcomes) -> float:
+    """The perplexity over all answer tokens."""
+    return outcomes.measures["perplexity"]

@@ -28,6 +28,9 @@ from workers.training.base_models import check_base
 from workers.training.contract import BaseFolder, TrainingSettings
 from workers.training.dequantising import plain_base
 
+T = TypeVar("T")
+Pools = tuple[Sequence[Row], Sequence[Row]]  # to learn from, and to be judged on
+
 MODULES = (
     "ast", "asyncio", "base64", "bisect", "calendar", "cmath", "codecs", "copy", "difflib", "email.utils", "fnmatch",
     "functools", "gc", "glob", "gzip", "hashlib", "heapq", "hmac", "html", "inspect", "io", "itertools", "json", "locale",
@@ -36,15 +39,15 @@ MODULES = (
     "threading", "time", "tokenize", "traceback", "types", "unicodedata", "urllib.parse", "warnings", "weakref", "zlib",
 )  # fmt: skip
 GROUPS = ("comp.graphics", "misc.forsale", "rec.autos", "rec.sport.hockey", "sci.med", "sci.space")
-POSTING_WORDS = 20
-PASSAGE_WORDS = 40
+POSTING_WORDS = 16
+PASSAGE_WORDS = 32
 LATE_SEASONS = ("09", "10")
 """Seasons of Friends whose scenes are kept for evaluation."""
 
 
 def stream(seed: int, *, quick: bool = False) -> Stream:
     """The four tasks and general text with rows drawn by `seed`."""
-    train, judged, general_judged = (12, 6, 8) if quick else (32, 16, 24)
+    train, judged, general_judged = (8, 4, 6) if quick else (24, 12, 20)
     pools = {"naming": naming(seed), "newswire": newswire(), "topics": topics(seed), "dialogue": dialogue()}
     tasks = [
         Task(name, shuffled(learn, seed)[:train], shuffled(judge, seed)[:judged])
@@ -57,13 +60,11 @@ def stream(seed: int, *, quick: bool = False) -> Stream:
         base=smollm2(),
         tasks=tasks,
         capacity=5 * train,
-        settings=TrainingSettings(epochs=1 if quick else 3, batch_size=8, max_length=32 if quick else 48),
+        settings=TrainingSettings(
+            epochs=1 if quick else 2, batch_size=8, learning_rate=1e-3, max_length=24 if quick else 40
+        ),
         general=Task("general", shuffled(learn, seed)[:train], shuffled(judge, seed)[:general_judged]),
     )
-
-
-T = TypeVar("T")
-Pools = tuple[Sequence[Row], Sequence[Row]]  # to learn from, and to be judged on
 
 
 def naming(seed: int) -> Pools:
