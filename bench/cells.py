@@ -50,8 +50,9 @@ STREAMS: dict[str, MakeStream] = {
     "newsgroups": news.class_stream,
     "newsgroups-domains": news.domain_stream,
     "causal-lm": skills.stream,
+    "causal-lm-bare": skills.bare_stream,
 }
-TASK_TYPES = {"causal-lm": "causal-lm"}  # every other stream is a classification
+TASK_TYPES = dict.fromkeys(("causal-lm", "causal-lm-bare"), "causal-lm")  # every other stream is a classification
 
 
 @dataclass(frozen=True, slots=True, order=True)

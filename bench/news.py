@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from random import Random
+from typing import TypeVar
 
 from bench.corpus import Corpus, newsgroups
 from bench.streams import Row, Stream, Task
@@ -13,6 +14,8 @@ TASKS = 5
 DOMAINS = 4
 SUBJECTS = ("comp", "rec", "sci", "talk")
 CAPACITY = 400
+
+T = TypeVar("T")
 
 
 def class_stream(seed: int, *, quick: bool = False) -> Stream:
@@ -75,7 +78,7 @@ def rows_of(corpus: Corpus, label_of: Mapping[str, str], *, each: int, seed: int
     ]
 
 
-def shuffled(items: Sequence[str], seed: int) -> list[str]:
+def shuffled(items: Sequence[T], seed: int) -> list[T]:
     """The items in an order given by `seed`."""
     return Random(seed).sample(list(items), len(items))
 

@@ -20,8 +20,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from bench.cells import QUALITIES, STREAMS, Cell, Result, run_all
-from bench.forgetting import in_words, keep, kept_cells, spread
+from bench.cells import QUALITIES, STREAMS, Cell, Result, run_all, spread
+from bench.forgetting import in_words, keep, kept_cells
 from bench.streams import CACHE, Stream
 from service.evaluations.metrics import summarise
 from workers.strategies.catalogue import STRATEGIES

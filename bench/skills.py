@@ -18,7 +18,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from itertools import pairwise
-from random import Random
 from typing import TypeVar
 
 from bench.corpus import newsgroups, table
@@ -29,7 +28,7 @@ from workers.training.contract import BaseFolder, TrainingSettings
 from workers.training.dequantising import plain_base
 
 T = TypeVar("T")
-Pools = tuple[Sequence[Row], Sequence[Row]]  # to learn from, and to be judged on
+Pools = tuple[list[Row], list[Row]]  # to learn from, and to be judged on
 
 MODULES = (
     "ast", "asyncio", "base64", "bisect", "calendar", "cmath", "codecs", "copy", "difflib", "email.utils", "fnmatch",
@@ -65,6 +64,13 @@ def stream(seed: int, *, quick: bool = False) -> Stream:
         ),
         general=Task("general", shuffled(learn, seed)[:train], shuffled(judge, seed)[:general_judged]),
     )
+
+
+def bare_stream(seed: int, *, quick: bool = False) -> Stream:
+    """The same without general text to learn: what the tasks alone do to the base's ability."""
+    whole = stream(seed, quick=quick)
+    judged = Task("general", (), whole.general.eval if whole.general else ())
+    return replace(whole, name="causal-lm-bare", general=judged)
 
 
 def naming(seed: int) -> Pools:
@@ -151,9 +157,9 @@ def passages(tale: str) -> Iterator[str]:
             words = []
 
 
-def halves(items: Sequence[T], seed: int) -> tuple[Sequence[T], Sequence[T]]:
+def halves(items: Sequence[T], seed: int) -> tuple[list[T], list[T]]:
     """The items in two halves drawn by `seed`."""
-    order = Random(seed).sample(items, len(items))
+    order = shuffled(items, seed)
     return order[: len(order) // 2], order[len(order) // 2 :]
 
 
