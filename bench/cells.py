@@ -52,7 +52,9 @@ STREAMS: dict[str, MakeStream] = {
     "causal-lm": skills.stream,
     "causal-lm-bare": skills.bare_stream,
 }
-TASK_TYPES = dict.fromkeys(("causal-lm", "causal-lm-bare"), "causal-lm")  # every other stream is a classification
+TASK_TYPES = dict.fromkeys(
+    ("causal-lm", "causal-lm-bare"), "causal-lm"
+)  # every other stream is a classification
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -15,6 +15,7 @@ from bench.streams import Row, Stream, Task, label_order
 from service.evaluations.metrics import Summary, summarise
 from service.examples.content import causal_content, classification_content
 from service.replay.quotas import Candidate, priority, select, stratum
+from workers.evaluation.kept import forget
 from workers.evaluation.runner import evaluate
 from workers.strategies.catalogue import STRATEGIES
 from workers.training.contract import EvaluateRequest, Outcomes, TrainRequest, TrainResult
@@ -104,6 +105,7 @@ class Learner:
         before, new = joined(self.rows[: number - 1]), self.rows[number - 1]
         self.labels = label_order(new, self.labels)
         buffer = chosen(before, self.stream, seed=self.seed) if method.needs_replay else []
+        forget()  # the model that was scored last would count as this update's memory
         return train(
             TrainRequest(
                 task_type=self.stream.task_type,
