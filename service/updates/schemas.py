@@ -132,6 +132,7 @@ class UpdateRead(BaseModel):
     error: UpdateError | None
     cancel_requested: bool
     requested_by: str
+    request_id: str | None = Field(description="`X-Request-Id` of the call that asked for it")
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
