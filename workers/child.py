@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import queue
 import signal
+import sys
 import threading
 import time
 import traceback
@@ -288,6 +289,14 @@ class Inbox:
                 self.requests.put(message)
 
 
+def gpu_memory_bytes() -> int | None:
+    """What this process holds on its GPU, cached blocks included; None where it uses none."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return None
+    return int(torch.cuda.memory_reserved())
+
+
 class Reporter:
     """Sends a request's progress: four reports a second at most, at least one a second while it lasts."""
 
@@ -311,13 +320,13 @@ class Reporter:
     def report(self, progress: Progress) -> None:
         """Note where the request stands, and tell the supervisor when it is time or the phase is new."""
         new_phase = progress.phase != self._last.phase
-        self._last = progress
+        self._last = replace(progress, gpu_memory_bytes=gpu_memory_bytes())
         if (
             new_phase
             or progress.step == progress.total_steps > 0
             or time.monotonic() - self._sent_at >= TICK_SECONDS
         ):
-            self.send("progress", progress)
+            self.send("progress", self._last)
 
     def send(self, kind: str, content: object) -> None:
         """Send one message about this request."""

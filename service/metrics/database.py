@@ -28,6 +28,10 @@ UPDATES = "SELECT state, count(*) FROM updates GROUP BY state"
 OLDEST = """
     SELECT coalesce(extract(epoch FROM now() - min(created_at)), 0)::float8 FROM updates WHERE state = 'queued'
 """
+GPU_MEMORY = """
+    SELECT coalesce(sum((progress ->> 'gpu_memory_bytes')::float8), 0)
+    FROM updates WHERE state IN ('training', 'evaluating')
+"""
 ARTIFACTS = """
     SELECT coalesce(sum(bytes), 0)::float8 FROM (
         SELECT DISTINCT artifact_sha256, artifact_bytes FROM versions WHERE artifact_sha256 IS NOT NULL
@@ -37,15 +41,21 @@ ARTIFACTS = """
 
 
 def read_updates(connection: Connection, scrape: CollectorRegistry) -> None:
-    """Updates by state, and how long the queue is."""
+    """Updates by state, how long the queue is, and the GPU memory of the active ones."""
     counts = dict.fromkeys(map(str, UpdateState), 0) | dict(connection.execute(UPDATES).fetchall())
-    oldest = _number(connection, OLDEST)
+    oldest, gpu_memory = _number(connection, OLDEST), _number(connection, GPU_MEMORY)
     gauge = Gauge("palimpsest_updates", "Stored updates by state", ["state"], registry=scrape)
     for state, number in counts.items():
         gauge.labels(state).set(number)
     _gauge(scrape, "palimpsest_queue_depth", "Updates that wait for a worker", counts[UpdateState.QUEUED])
     _gauge(
         scrape, "palimpsest_queue_oldest_age_seconds", "How long the oldest queued update has waited", oldest
+    )
+    _gauge(
+        scrape,
+        "palimpsest_gpu_memory_bytes",
+        "GPU memory that training processes hold, as last reported",
+        gpu_memory,
     )
 
 
@@ -114,6 +124,10 @@ def _connect() -> Connection:
         connect_timeout=max(int(settings.metrics_timeout_seconds), 2),  # libpq takes 1 for 2
         options=f"-c statement_timeout={milliseconds} -c default_transaction_read_only=on",
         application_name="palimpsest-metrics",
+        # A server that vanished without a word would otherwise hold the reading for hours.
+        keepalives_idle=5,
+        keepalives_interval=5,
+        keepalives_count=3,
     )
 
 

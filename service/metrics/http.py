@@ -57,7 +57,7 @@ class RequestMetrics:
 
 def route_template(scope: Scope) -> str:
     """The matched route as it was declared, such as `/v1/models/{model}`; `unmatched` where none was."""
-    declared = getattr(scope.get("route"), "path", None)
+    declared: str | None = getattr(scope.get("route"), "path", None)
     if declared is None:
         return UNMATCHED
     # A router knows its routes without the prefix it was included under; no parameter spans a slash.

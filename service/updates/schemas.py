@@ -89,6 +89,9 @@ class Progress(BaseModel):
     total_steps: int
     loss: float | None = None
     eta_seconds: float | None = None
+    gpu_memory_bytes: int | None = Field(
+        default=None, description="What the training process holds on its GPU; null without one"
+    )
 
 
 class UpdateError(BaseModel):

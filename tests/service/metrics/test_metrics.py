@@ -3,6 +3,7 @@
 import socket
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 
 import pytest
 from fastapi.testclient import TestClient
@@ -11,9 +12,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from service.config import Settings, get_settings
 from service.db import EVERY_TENANT, session_scope
 from service.models import UpdateState
-from service.updates.leases import begin_evaluating, fail_attempt, sweep_expired
+from service.updates.leases import begin_evaluating, fail_attempt, renew_lease, sweep_expired
 from service.updates.states import change_state
 from tests.scenes import World
+from workers.training.contract import Progress
 
 Key = tuple[str, tuple[tuple[str, str], ...]]
 Scrape = Callable[[], dict[Key, float]]
@@ -121,6 +123,21 @@ def test_a_final_failure_is_no_retry(world: World, scrape: Scrape) -> None:
     after = scrape()
     assert value(after, "palimpsest_update_attempts_failed_total", code="made_up") == 1
     assert value(after, "palimpsest_update_retries_total") == value(before, "palimpsest_update_retries_total")
+
+
+def test_the_gpu_memory_is_that_of_active_updates_alone(world: World, scrape: Scrape) -> None:
+    world.model()
+    world.task("a")
+    world.request("a")
+    claim = world.claim()
+    progress = asdict(Progress("training", gpu_memory_bytes=3_000_000))
+    with session_scope(tenant=claim.tenant, role="worker") as session:
+        renew_lease(session, claim=claim, lease_seconds=30, progress=progress)
+    assert world.update(claim.update_id)["progress"]["gpu_memory_bytes"] == 3_000_000
+    assert value(scrape(), "palimpsest_gpu_memory_bytes") == 3_000_000
+    with session_scope(tenant=claim.tenant, role="worker") as session:
+        fail_attempt(session, claim=claim, code="made_up", message="no", final=True)
+    assert value(scrape(), "palimpsest_gpu_memory_bytes") == 0
 
 
 def test_the_metrics_name_the_process(scrape: Scrape) -> None:

@@ -10,7 +10,7 @@ from service.artifacts import get_store
 from service.db import engine_for, session_scope
 from service.models import Base
 from tests.scenes import World, make_client
-from tests.service.storage.test_retention import rows, version
+from tests.service.storage.scenes import rows, version
 
 PURGE = "/v1/models/triage/purge"
 
@@ -21,7 +21,7 @@ def grown(world: World, tmp_path: Path) -> World:
     world.model()
     world.ok(world.client.put("/v1/models/triage/tasks/old"))
     world.examples("old", rows("old", 10) + rows("old", 3, split="eval"))
-    version(world, tmp_path, number=1, lineage=[0, 1], learns="old")
+    version(tmp_path, number=1, lineage=[0, 1], learns="old")
     body = {"tasks": ["old"], "relearn": True, "training": world.TRAINING}
     world.ok(world.client.post("/v1/models/triage/updates", json=body, headers={"Idempotency-Key": "u"}))
     return world

@@ -1,6 +1,6 @@
 """What retention removes, and what it leaves because a version stands on it."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -8,12 +8,11 @@ from sqlalchemy import select, text
 
 from service.artifacts import get_store
 from service.db import session_scope
-from service.models import Example, Model, Task, Version, VersionTask
-from service.registry.commands import promote
-from service.replay.commands import admit_examples
+from service.models import Example, Model
 from service.replay.queries import read_buffer
 from service.updates.states import UpdateState, change_state
 from tests.scenes import World
+from tests.service.storage.scenes import rows, version
 from workers import housekeeping
 from workers.preparation import prepare_update
 
@@ -22,55 +21,6 @@ MODEL = "/v1/models/triage"
 
 def keep(world: World, **retention: int) -> None:
     world.ok(world.client.patch(MODEL, json={"retention": retention}))
-
-
-def rows(task: str, count: int, *, split: str = "train") -> list[dict[str, str]]:
-    return [
-        {"id": f"{task}-{split}-{at}", "text": f"{task} {split} {at}", "label": "a", "split": split}
-        for at in range(count)
-    ]
-
-
-def version(
-    world: World, folder: Path, *, number: int, lineage: Sequence[int], learns: str, champion: bool = True
-) -> str:
-    """Makes a version with an artifact that has learnt every train row of a task; returns the artifact's hash."""
-    folder = folder / str(number)
-    folder.mkdir()
-    (folder / "version.json").write_text(f'{{"number": {number}, "in": "{folder}"}}')
-    sha256, size = get_store().put_folder(folder)
-    with session_scope(tenant="acme", role="worker") as session:
-        model, task = session.query(Model).one(), session.query(Task).filter_by(name=learns).one()
-        session.add(
-            Version(
-                tenant_id="acme", model_id=model.id, number=number, parent=lineage[-2], lineage=list(lineage),
-                parameters={}, training={}, cut=model.last_batch, labels=["a"], statistics={}, provenance={},
-                artifact_sha256=sha256, artifact_bytes=size,
-            )
-        )  # fmt: skip
-        model.last_version = number
-        session.flush()
-        learnt = session.scalars(
-            select(Example).where(Example.task_id == task.id, Example.split == "train")
-        ).all()
-        admitted = admit_examples(session, model=model, version=number, task=learns, examples=learnt)
-        session.add(
-            VersionTask(
-                tenant_id="acme", model_id=model.id, version=number, task_id=task.id, after_batch=0,
-                up_to_batch=model.last_batch, rows=admitted,
-            )
-        )  # fmt: skip
-        if champion:
-            promote(
-                session,
-                model=model,
-                version=number,
-                kind="promoted",
-                actor="gate",
-                reason=None,
-                update_id=None,
-            )
-    return sha256
 
 
 def age(days: int, *, only: str = "%") -> None:
@@ -104,7 +54,7 @@ def learnt(world: World, tmp_path: Path) -> World:
         world.ok(world.client.put(f"{MODEL}/tasks/{task}"))
     world.examples("old", rows("old", 40) + rows("old", 4, split="eval"))
     world.examples("waiting", rows("waiting", 6) + rows("waiting", 2, split="eval"))
-    version(world, tmp_path, number=1, lineage=[0, 1], learns="old")
+    version(tmp_path, number=1, lineage=[0, 1], learns="old")
     return world
 
 
@@ -133,8 +83,8 @@ def test_young_examples_and_models_without_retention_are_left_alone(learnt: Worl
 def test_the_buffers_of_a_rollbacks_goal_and_of_an_aliased_branch_stay_too(
     learnt: World, tmp_path: Path
 ) -> None:
-    version(learnt, tmp_path, number=2, lineage=[0, 2], learns="waiting", champion=False)
-    version(learnt, tmp_path, number=3, lineage=[0, 1, 3], learns="waiting")
+    version(tmp_path, number=2, lineage=[0, 2], learns="waiting", champion=False)
+    version(tmp_path, number=3, lineage=[0, 1, 3], learns="waiting")
     learnt.ok(learnt.client.put(f"{MODEL}/aliases/trial", json={"version": 2}))
     before = {head: buffer_of(lineage) for head, lineage in ((1, [0, 1]), (2, [0, 2]), (3, [0, 1, 3]))}
     age(31)
@@ -171,9 +121,9 @@ def test_a_large_removal_goes_in_bounded_batches(learnt: World, monkeypatch: pyt
 
 
 def test_adapters_past_the_limit_go_and_leave_tombstones(learnt: World, tmp_path: Path) -> None:
-    hashes = {2: version(learnt, tmp_path, number=2, lineage=[0, 1, 2], learns="waiting", champion=False)}
-    hashes[3] = version(learnt, tmp_path, number=3, lineage=[0, 1, 3], learns="waiting")
-    hashes[4] = version(learnt, tmp_path, number=4, lineage=[0, 1, 4], learns="waiting", champion=False)
+    hashes = {2: version(tmp_path, number=2, lineage=[0, 1, 2], learns="waiting", champion=False)}
+    hashes[3] = version(tmp_path, number=3, lineage=[0, 1, 3], learns="waiting")
+    hashes[4] = version(tmp_path, number=4, lineage=[0, 1, 4], learns="waiting", champion=False)
     keep(learnt, versions=1)
     housekeeping.sweep_retention()
     assert [get_store().holds(hashes[number]) for number in (2, 3, 4)] == [False, True, True]
@@ -186,8 +136,8 @@ def test_adapters_past_the_limit_go_and_leave_tombstones(learnt: World, tmp_path
 
 
 def test_nothing_starts_from_a_removed_adapter(learnt: World, tmp_path: Path) -> None:
-    version(learnt, tmp_path, number=2, lineage=[0, 1, 2], learns="waiting", champion=False)
-    version(learnt, tmp_path, number=3, lineage=[0, 1, 3], learns="old", champion=False)
+    version(tmp_path, number=2, lineage=[0, 1, 2], learns="waiting", champion=False)
+    version(tmp_path, number=3, lineage=[0, 1, 3], learns="old", champion=False)
     keep(learnt, versions=1)
     housekeeping.sweep_retention()
     for method, path, body in (
@@ -216,8 +166,8 @@ def test_a_parent_whose_adapter_went_after_the_request_fails_the_update_and_neve
 
 
 def test_the_parent_of_a_waiting_update_keeps_its_adapter(learnt: World, tmp_path: Path) -> None:
-    branch = version(learnt, tmp_path, number=2, lineage=[0, 2], learns="waiting", champion=False)
-    version(learnt, tmp_path, number=3, lineage=[0, 1, 3], learns="waiting", champion=False)
+    branch = version(tmp_path, number=2, lineage=[0, 2], learns="waiting", champion=False)
+    version(tmp_path, number=3, lineage=[0, 1, 3], learns="waiting", champion=False)
     learnt.request("old", parent=2)
     keep(learnt, versions=1)
     housekeeping.sweep_retention()
