@@ -134,8 +134,9 @@ class RetentionSpec(Body):
 
     examples_days: int | None = Field(
         default=None, ge=1, le=36_500,
-        description="Raw examples older than this are deleted. Kept beyond it: the replay buffers of live versions, and "
-        "the eval examples of learnt and guarded tasks, since scores stand on them",
+        description="Raw examples older than this are deleted. Kept beyond it: the replay buffers of the champion, "
+        "of where a rollback goes, of aliased and held versions and of the newest `versions` (20 at most), and the eval "
+        "examples of learnt and guarded tasks, since scores stand on them",
     )  # fmt: skip
     versions: int | None = Field(
         default=None, ge=1, le=10_000,

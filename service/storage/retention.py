@@ -1,6 +1,6 @@
 """What a model's retention no longer keeps is removed, a bounded batch per transaction.
 
-Examples stay, however old, while they are in the replay buffer of a live version, and eval examples while a version
+Examples stay, however old, while they are in the replay buffer of a live head or of one of the newest versions, and eval examples while a version
 that learnt their task (or guards it) may be scored on them: without them scores could neither be compared nor
 shown. What strategies derived from removed examples stays too; an erasure drops it, retention does not.
 """
@@ -31,6 +31,8 @@ from service.registry.commands import discard_artifacts
 from service.registry.queries import get_model
 from service.registry.schemas import RetentionSpec
 from service.storage.queries import buffered_examples, is_busy, live_versions
+
+MOST_BUFFERS = 20  # of the newest versions: each is a read under the model's lock
 
 
 def models_with_retention(session: Session) -> list[tuple[str, str]]:
@@ -76,7 +78,7 @@ def delete_old_examples(session: Session, *, model: str, limit: int) -> int:
     if kept.examples_days is None or is_busy(session, model=row):
         return 0
     allow_long_statements(session)
-    buffered = buffered_examples(session, model=row, newest=kept.versions or 1)
+    buffered = buffered_examples(session, model=row, newest=min(kept.versions or 1, MOST_BUFFERS))
     old = (
         select(Example.id)
         .where(

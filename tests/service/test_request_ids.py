@@ -2,12 +2,17 @@
 
 import json
 import logging
+import threading
 
 import pytest
 from fastapi.testclient import TestClient
+from structlog.contextvars import get_contextvars
 
 from service.errors import ServiceError
+from service.models import UpdateState
+from service.updates.leases import LeaseState
 from tests.scenes import World
+from workers import lease, pipeline
 
 
 def test_a_fit_request_id_comes_back_and_stands_in_the_problem(client: TestClient) -> None:
@@ -79,3 +84,37 @@ def test_an_update_carries_the_id_of_its_request_to_the_worker(world: World) -> 
     assert update["request_id"] == "trace-20"
     assert events[0]["data"]["request_id"] == "trace-20"
     assert world.claim().request_id == "trace-20"
+
+
+def test_everything_a_worker_logs_about_an_update_names_it_its_attempt_and_its_request(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.model()
+    world.task("a")
+    body = {"tasks": ["a"], "training": world.TRAINING}
+    world.client.post("/v1/models/triage/updates", json=body, headers={"X-Request-Id": "trace-21"})
+    claim, seen = world.claim(), []
+    noted = threading.Event()
+
+    def renew(*_: object, **__: object) -> LeaseState:  # runs in the thread of the lease
+        seen.append(get_contextvars())
+        noted.set()
+        return LeaseState(held=True, cancel_requested=False)
+
+    def learn(*_: object) -> UpdateState:
+        seen.append(get_contextvars())
+        assert noted.wait(10)
+        return UpdateState.REJECTED
+
+    monkeypatch.setattr(lease, "renew_lease", renew)
+    monkeypatch.setattr(pipeline, "_learn", learn)
+    pipeline.run_update(claim, stopping=threading.Event())
+    expected = {
+        "tenant": "acme",
+        "update": claim.update_id,
+        "attempt": 1,
+        "fence": 1,
+        "request_id": "trace-21",
+    }
+    assert seen[:2] == [expected, expected]
+    assert get_contextvars() == {}
