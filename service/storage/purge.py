@@ -55,8 +55,13 @@ def _require_archived(session: Session, model: Model) -> None:
 
 
 def _forget_answers(session: Session, *, model: Model) -> None:
-    """Drops the stored answers that speak of the model: a repeat must not be told of what is gone."""
+    """Drops the stored answers that speak of the model: a repeat must not be told of what is gone.
+
+    Answers of ingests do not name their model, so all of them go: a repeat of another model's is a count of duplicates.
+    """
     body = IdempotencyKey.body
     session.execute(
-        delete(IdempotencyKey).where(or_(body["id"].astext == model.id, body["model"].astext == model.name))
+        delete(IdempotencyKey).where(
+            or_(body["id"].astext == model.id, body["model"].astext == model.name, body.has_key("accepted"))
+        )
     )

@@ -61,6 +61,20 @@ def test_a_purge_leaves_nothing_and_frees_the_name(grown: World, database: str) 
     assert grown.model()["id"] != model["id"]
 
 
+def test_a_repeat_after_a_purge_is_a_new_request(grown: World) -> None:
+    call = {"json": {"examples": rows("kept", 3)}, "headers": {"Idempotency-Key": "rows"}}
+    url = "/v1/models/triage/tasks/old/examples"
+    assert grown.ok(grown.client.post(url, **call))["accepted"] == 3
+    archive(grown)
+    grown.ok(grown.client.post(PURGE))
+    grown.model()
+    grown.ok(grown.client.put("/v1/models/triage/tasks/old"))
+    again = grown.client.post(url, **call)
+    assert grown.ok(again)["accepted"] == 3
+    assert "Idempotent-Replayed" not in again.headers
+    assert grown.get("/models/triage/tasks/old")["counts"]["train"] == 3
+
+
 def test_an_artifact_that_another_tenant_refers_to_survives(grown: World) -> None:
     make_client("globex").post(
         "/v1/models", json={"name": "twin", "base_model": "minilm-l6", "task_type": "text-classification"}

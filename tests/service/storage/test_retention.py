@@ -135,6 +135,16 @@ def test_adapters_past_the_limit_go_and_leave_tombstones(learnt: World, tmp_path
     assert learnt.problem(call) == (410, "artifact_removed")
 
 
+def test_the_version_a_rollback_left_keeps_its_adapter(learnt: World, tmp_path: Path) -> None:
+    left = version(tmp_path, number=2, lineage=[0, 2], learns="waiting")
+    version(tmp_path, number=3, lineage=[0, 1, 3], learns="waiting", champion=False)
+    learnt.rollback()
+    keep(learnt, versions=1)
+    housekeeping.sweep_retention()
+    assert get_store().holds(left)
+    learnt.rollback(to=2)
+
+
 def test_nothing_starts_from_a_removed_adapter(learnt: World, tmp_path: Path) -> None:
     version(tmp_path, number=2, lineage=[0, 1, 2], learns="waiting", champion=False)
     version(tmp_path, number=3, lineage=[0, 1, 3], learns="old", champion=False)
