@@ -8,9 +8,13 @@ from service.config import get_settings
 from service.errors import Problem, install_error_handlers
 from service.examples.routes import router as examples
 from service.idempotency import IdempotentReplay, replay_response
+from service.metrics.http import RequestMetrics
+from service.metrics.routes import router as metrics
 from service.openapi import describe_problems
 from service.registry.routes import router as registry
 from service.reports.routes import router as reports
+from service.request_context import RequestContext
+from service.storage.routes import router as storage
 from service.tasks.routes import router as tasks
 from service.updates.routes import router as updates
 from service.version import VERSION
@@ -23,7 +27,7 @@ Create a **model**, give it **tasks** with **examples**, and post **updates**. E
 **forgetting report** shows what was lost, down to the example; a **rollback** is one call.
 
 Send `Authorization: Bearer plm_…` with every call under `/v1`. Errors are `application/problem+json`.
-Every creating POST takes an `Idempotency-Key`.
+Every creating POST takes an `Idempotency-Key`. Every answer names its `X-Request-Id`, yours where you send one.
 """
 
 
@@ -38,10 +42,13 @@ def create_app() -> FastAPI:
         separate_input_output_schemas=False,
     )
     app.add_middleware(BodyLimit, max_bytes=get_settings().max_json_body_bytes)
+    app.add_middleware(RequestMetrics)
+    app.add_middleware(RequestContext)
     install_error_handlers(app)
     app.add_exception_handler(IdempotentReplay, replay_response)
     app.include_router(health.router)
-    for router in (registry, tasks, examples, updates, reports):
+    app.include_router(metrics)
+    for router in (registry, tasks, examples, updates, reports, storage):
         app.include_router(router, prefix="/v1")
     describe_problems(app, Problem)
     return app

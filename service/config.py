@@ -77,6 +77,14 @@ class Settings(BaseSettings):
     statement_timeout_seconds: int = Field(default=60, ge=1)
     ready_timeout_seconds: float = Field(default=2.0, gt=0, description="limit of each check of /readyz")
 
+    # Metrics
+    metrics_enabled: bool = Field(
+        default=True, description="serve GET /metrics, which asks for no key: keep it off the open internet"
+    )
+    metrics_timeout_seconds: float = Field(
+        default=2.0, gt=0, description="how long a scrape waits for the database before it goes without"
+    )
+
     # Limits of what a request may hold
     max_body_bytes: int = Field(default=256 * 1024 * 1024, ge=1024)
     max_json_body_bytes: int = Field(default=16 * 1024 * 1024, ge=1024)

@@ -13,6 +13,7 @@ from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from service.db import session_scope
 from service.errors import Unauthenticated, Unprocessable
+from service.request_context import bind_caller
 from service.security import Principal, Scope, authenticate
 
 bearer = HTTPBearer(
@@ -32,7 +33,9 @@ def get_principal(
             param="Authorization",
             headers={"WWW-Authenticate": 'Bearer realm="palimpsest"'},
         )
-    return authenticate(credentials.credentials)
+    principal = authenticate(credentials.credentials)
+    bind_caller(tenant=principal.tenant, key_prefix=credentials.credentials.split("_")[1])
+    return principal
 
 
 def requires(scope: Scope) -> Callable[[Principal], Principal]:

@@ -75,6 +75,12 @@ class Conflict(ServiceError):
     status, code = 409, "conflict"
 
 
+class Gone(ServiceError):
+    """What was asked for existed and was removed for good."""
+
+    status, code = 410, "gone"
+
+
 class PreconditionFailed(ServiceError):
     """`If-Match` names a revision that is no longer current."""
 
@@ -137,6 +143,9 @@ class Problem(BaseModel):
     detail: str
     instance: str
     code: str = Field(description="Stable machine-readable code", examples=["not_found"])
+    request_id: str | None = Field(
+        default=None, description="The request's `X-Request-Id`; the log's lines about it carry the same"
+    )
     errors: list[dict[str, Any]] | None = Field(
         default=None, description="Validation only: what was wrong where"
     )
@@ -154,6 +163,7 @@ def problem_response(
     headers: Mapping[str, str] | None = None,
 ) -> JSONResponse:
     """Builds the problem document for one failed request."""
+    known = getattr(request.state, "request_id", None)
     body: dict[str, Any] = {
         "type": f"urn:palimpsest:problem:{code}",
         "title": HTTPStatus(status).phrase,
@@ -161,11 +171,13 @@ def problem_response(
         "detail": detail,
         "instance": request.url.path,
         "code": code,
+        "request_id": known,
         **(extra or {}),
         "error": {"message": detail, "type": "invalid_request_error" if status < 500 else "server_error",
                   "param": param, "code": code},
     }  # fmt: skip
-    return JSONResponse(body, status_code=status, media_type=PROBLEM_JSON, headers=dict(headers or {}))
+    named = {**(headers or {}), **({"X-Request-Id": known} if known else {})}
+    return JSONResponse(body, status_code=status, media_type=PROBLEM_JSON, headers=named)
 
 
 def _service_error(request: Request, error: ServiceError) -> JSONResponse:

@@ -5,12 +5,15 @@ import sys
 
 import structlog
 
+from service.request_context import merge_request
+
 
 def configure_logging(level: int = logging.INFO) -> None:
     """Sets up structlog and the standard library's loggers alike."""
     timestamper = structlog.processors.TimeStamper(fmt="iso", utc=True)
     shared: list[structlog.types.Processor] = [
         structlog.contextvars.merge_contextvars,
+        merge_request,
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         timestamper,

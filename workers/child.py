@@ -6,10 +6,12 @@ pipe; the child's life hangs on it: when the supervisor's end closes, the child 
 Importing this module does not import torch.
 """
 
+import logging
 import multiprocessing
 import os
 import queue
 import signal
+import sys
 import threading
 import time
 import traceback
@@ -22,6 +24,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, cast
 
+from structlog.contextvars import get_contextvars
+
+from workers.child_logs import bind_context, configure_child_logging
 from workers.training.contract import EvaluateRequest, Outcomes, Progress, Signal, TrainRequest, TrainResult
 from workers.training.errors import Cancelled, ChildDied, Stopped, TrainingFailed
 
@@ -37,6 +42,7 @@ GRACE_SECONDS = 20.0
 OnProgress = Callable[[Progress], None]
 Watch = Callable[[], Signal | None]
 
+log = logging.getLogger(__name__)
 _context = multiprocessing.get_context("forkserver")
 
 
@@ -164,7 +170,7 @@ class Trainer:
         pipe = self._live_pipe()
         self._number += 1
         try:
-            pipe.send((call, self._number, request))
+            pipe.send((call, self._number, (request, get_contextvars())))
             return self._wait(pipe, on_progress, watch)
         except (EOFError, ConnectionError) as error:
             raise self._death() from error
@@ -220,13 +226,16 @@ def serve(pipe: Connection, torch_threads: int | None) -> None:
     # Only the supervisor decides when a child ends; signals to the whole process group are not for us.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    configure_child_logging()
     inbox = Inbox(pipe)
     if torch_threads is not None:
         import torch
 
         torch.set_num_threads(torch_threads)
     while True:
-        call, number, request = inbox.requests.get()
+        call, number, (request, context) = inbox.requests.get()
+        bind_context(context)
+        log.info("child_request", extra={"fields": {"call": call}})
         with Reporter(pipe, number) as reporter:
             outcome = answer(call, request, reporter, lambda number=number: inbox.signal_for(number))  # type: ignore[misc]  # a default argument binds the loop variable
         reporter.send(*outcome)
@@ -250,6 +259,7 @@ def answer(call: str, request: Any, reporter: "Reporter", should_stop: Watch) ->
         return "failed", TrainingFailed("out_of_memory", f"the training process ran out of memory: {error}")
     except Exception as error:
         code = "out_of_memory" if type(error).__name__ == "OutOfMemoryError" else "internal_error"
+        log.exception("child_failed")
         detail = {"traceback": traceback.format_exc()[-4000:]}
         return "failed", TrainingFailed(code, f"{type(error).__name__}: {error}", detail)
 
@@ -279,6 +289,14 @@ class Inbox:
                 self.requests.put(message)
 
 
+def gpu_memory_bytes() -> int | None:
+    """What this process holds on its GPU, cached blocks included; None where it uses none."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return None
+    return int(torch.cuda.memory_reserved())
+
+
 class Reporter:
     """Sends a request's progress: four reports a second at most, at least one a second while it lasts."""
 
@@ -302,13 +320,13 @@ class Reporter:
     def report(self, progress: Progress) -> None:
         """Note where the request stands, and tell the supervisor when it is time or the phase is new."""
         new_phase = progress.phase != self._last.phase
-        self._last = progress
+        self._last = replace(progress, gpu_memory_bytes=gpu_memory_bytes())
         if (
             new_phase
             or progress.step == progress.total_steps > 0
             or time.monotonic() - self._sent_at >= TICK_SECONDS
         ):
-            self.send("progress", progress)
+            self.send("progress", self._last)
 
     def send(self, kind: str, content: object) -> None:
         """Send one message about this request."""

@@ -1,4 +1,4 @@
-"""Sweeps: expired leases, hints for queued updates, orphaned artifacts and work folders.
+"""Sweeps: expired leases, hints for queued updates, retention, orphaned artifacts and work folders.
 
 `python -m workers.housekeeping` sweeps as a process of its own; every worker sweeps too.
 """
@@ -8,6 +8,7 @@ import signal
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from redis import Redis
@@ -19,9 +20,16 @@ from structlog import get_logger
 from service.artifacts import ArtifactStore, get_store
 from service.config import get_settings
 from service.db import EVERY_TENANT, session_scope
+from service.errors import NotFound
 from service.logs import configure_logging
 from service.models import Update, Version
 from service.queue import QUEUE, nudge_workers
+from service.storage.retention import (
+    delete_old_events,
+    delete_old_examples,
+    models_with_retention,
+    remove_artifacts,
+)
 from service.updates.leases import sweep_expired, work_is_waiting
 from service.updates.states import FINISHED
 
@@ -29,6 +37,8 @@ log = get_logger(__name__)
 MAX_WAITING_HINTS = 20  # more of them tell the workers nothing new
 STORE_SWEEP_SECONDS = 600.0
 ORPHAN_AGE_SECONDS = 3600.0
+RETENTION_BATCH = 5000
+RETENTION_BATCHES = 40
 
 
 def sweep_forever(stopping: threading.Event) -> None:
@@ -39,6 +49,7 @@ def sweep_forever(stopping: threading.Event) -> None:
             sweep_updates()
             if time.monotonic() - swept_store > STORE_SWEEP_SECONDS:
                 swept_store = time.monotonic()
+                sweep_retention()
                 sweep_store()
                 sweep_work_folders()
         except (SQLAlchemyError, RedisError, OSError) as error:
@@ -85,6 +96,42 @@ def sweep_store() -> int:
         store.delete(sha256)
         log.info("orphan_deleted", sha256=sha256)
     return len(orphans)
+
+
+def sweep_retention() -> None:
+    """Removes what models no longer keep; a model that cannot be swept does not stop the others."""
+    with session_scope(tenant=EVERY_TENANT, role="worker") as session:
+        found = models_with_retention(session)
+    for tenant, model in found:
+        try:
+            _sweep_model(tenant, model)
+        except NotFound:
+            continue  # purged meanwhile
+        except SQLAlchemyError as error:
+            log.warning("retention_failed", tenant=tenant, model=model, error=str(error).splitlines()[0])
+
+
+def _sweep_model(tenant: str, model: str) -> None:
+    with session_scope(tenant=tenant, role="worker") as session:
+        versions = remove_artifacts(session, model=model)
+    removed = {
+        "examples": _in_batches(tenant, model, delete_old_examples),
+        "events": _in_batches(tenant, model, delete_old_events),
+    }
+    if versions or any(removed.values()):
+        log.info("retention_applied", tenant=tenant, model=model, artifacts_of=versions, **removed)
+
+
+def _in_batches(tenant: str, model: str, delete: Callable[..., int]) -> int:
+    """Deletes batch after batch, each in a transaction of its own; what is left over waits for the next sweep."""
+    total = 0
+    for _ in range(RETENTION_BATCHES):
+        with session_scope(tenant=tenant, role="worker") as session:
+            deleted = delete(session, model=model, limit=RETENTION_BATCH)
+        total += deleted
+        if deleted < RETENTION_BATCH:
+            break
+    return total
 
 
 def _old_artifacts(store: ArtifactStore) -> list[str]:

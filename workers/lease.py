@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Mapping
+from contextvars import copy_context
 from dataclasses import asdict
 from typing import Any, Self
 
@@ -31,7 +32,10 @@ class Lease:
         self._claim, self._stopping = claim, stopping
         self._done = threading.Event()
         self._progress: Mapping[str, Any] | None = None
-        self._thread = threading.Thread(target=self._keep, name=f"lease-{claim.update_id}", daemon=True)
+        # In the context of whoever holds it, so that its log lines name the update too.
+        self._thread = threading.Thread(
+            target=copy_context().run, args=(self._keep,), name=f"lease-{claim.update_id}", daemon=True
+        )
         self.lost = False
         self.cancel_requested = False
 
@@ -72,7 +76,7 @@ class Lease:
                         progress=self._progress,
                     )
             except SQLAlchemyError as error:
-                log.warning("lease_not_renewed", update=self._claim.update_id, error=type(error).__name__)
+                log.warning("lease_not_renewed", error=type(error).__name__)
                 self.lost = time.monotonic() - renewed > settings.lease_seconds
                 if self.lost:
                     return  # renewing it later would keep a dead claim alive

@@ -17,6 +17,7 @@ from sqlalchemy import update as update_rows
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.orm import Session
 from structlog import get_logger
+from structlog.contextvars import bound_contextvars
 
 from service.artifacts import get_store
 from service.config import get_settings
@@ -84,21 +85,29 @@ class Trained:
 def run_update(claim: Claim, *, stopping: threading.Event) -> None:
     """Carries one claimed update as far as it goes, and leaves the row in a state that says how far that was."""
     work = work_folder(claim)
-    bound = log.bind(update=claim.update_id, attempt=claim.attempt, fence=claim.fence)
-    bound.info("update_claimed", rescore=claim.rescore)
+    context = {
+        "tenant": claim.tenant, "update": claim.update_id, "attempt": claim.attempt, "fence": claim.fence,
+        "request_id": claim.request_id,
+    }  # fmt: skip
+    with bound_contextvars(**context):
+        _carry(claim, work, stopping=stopping)
+
+
+def _carry(claim: Claim, work: Path, *, stopping: threading.Event) -> None:
+    log.info("update_claimed", rescore=claim.rescore)
     keep_work = False
     with Lease(claim, stopping=stopping) as lease:
         try:
             outcome = _rescore(claim, lease, work) if claim.rescore else _learn(claim, lease, work)
-            bound.info("update_finished", outcome=outcome)
+            log.info("update_finished", outcome=outcome)
         except LeaseLost:
-            bound.warning("lease_lost")
+            log.warning("lease_lost")
             keep_work = True
         except (Cancelled, Stopped, TrainedOnErased) as end:
             keep_work = _end_early(claim, lease, end)
         except (OperationalError, InterfaceError) as error:
             # The sweeper takes the update back when the lease runs out; until then nothing can be written anyway.
-            bound.warning("database_failed", error=str(error).splitlines()[0])
+            log.warning("database_failed", error=str(error).splitlines()[0])
             keep_work = True
         except Exception as error:
             keep_work = _fail(claim, error) in (UpdateState.QUEUED, None)  # None: another worker's by now
@@ -356,7 +365,6 @@ def _fail(claim: Claim, error: Exception) -> UpdateState | None:
     unexpected = not isinstance(error, TrainingFailed | ServiceError | ChildDied | OSError)
     log.error(
         "attempt_failed",
-        update=claim.update_id,
         code=code,
         error=str(error),
         exc_info=error if unexpected else None,

@@ -17,7 +17,7 @@ from service.db import session_scope
 from service.errors import ServiceError
 from service.examples.queries import StoredExample, fresh_rows, rows_by_id
 from service.models import Model, Task, Update, Version, VersionTask
-from service.registry.queries import get_champion, get_version
+from service.registry.queries import get_champion, get_version, require_artifact
 from service.replay.queries import read_buffer
 from service.updates.catalogue import strategies
 from service.updates.commands import learnt_up_to
@@ -64,7 +64,7 @@ class Plan:
 def prepare_update(claim: Claim, *, work: Path) -> Plan:
     """Resolves the parent, writes the rows to train on into `work`, and returns the plan.
 
-    Raises `NothingToLearn`, `BaseModelMissing` and `ArtifactDamaged`.
+    Raises `NothingToLearn`, `BaseModelMissing`, `ArtifactDamaged`, and `Conflict` for a parent whose adapter is gone.
     """
     work.mkdir(mode=0o700, parents=True, exist_ok=True)
     number = _settle_parent(claim)
@@ -73,6 +73,9 @@ def prepare_update(claim: Claim, *, work: Path) -> Plan:
         model = session.get_one(Model, {"tenant_id": claim.tenant, "id": claim.model_id})
         update = session.get_one(Update, {"tenant_id": claim.tenant, "id": claim.update_id})
         parent = get_version(session, model=model, version=number)
+        require_artifact(
+            model, parent
+        )  # without it, training would start from the base and nobody would know
         slices = _slices(session, model=model, update=update, parent=parent)
         labels: set[str] = set()
         rows = _fresh(session, model=model, update=update, parent=parent, slices=slices)
@@ -220,7 +223,7 @@ def _train_request(
 def version_folder(version: Version, *, work: Path) -> Path:
     """Returns the version's verified folder, unpacked below `work` on first use."""
     if version.artifact_sha256 is None:
-        raise ValueError("version 0 has no folder")
+        raise ValueError(f"version {version.number} has no folder")
     target = work / "versions" / version.artifact_sha256
     return target if target.exists() else get_store().get_folder(version.artifact_sha256, target)
 

@@ -26,6 +26,7 @@ class Model(OwnedByTenant, Base):
     adapter: Mapped[dict[str, Any]]
     replay: Mapped[dict[str, Any]]
     gate: Mapped[dict[str, Any]]
+    retention: Mapped[dict[str, Any]] = mapped_column(server_default="{}")
     user_metadata: Mapped[dict[str, Any]] = mapped_column("metadata")
     buffer_seed: Mapped[int]
     last_batch: Mapped[int] = mapped_column(server_default="0")

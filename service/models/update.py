@@ -61,6 +61,7 @@ class Update(OwnedByTenant, Base):
     cut: Mapped[int]  # the last ingest batch the update may see
     warnings: Mapped[list[Any]]
     requested_by: Mapped[str]
+    request_id: Mapped[str | None]  # of the call that asked for it
     # where it stands
     state: Mapped[str]
     fence: Mapped[int] = mapped_column(server_default="0")
@@ -92,6 +93,7 @@ class UpdateEvent(OwnedByTenant, Base):
             ["tenant_id", "update_id"], ["updates.tenant_id", "updates.id"], ondelete="CASCADE"
         ),
         Index("ix_update_events_update", "tenant_id", "update_id", "id"),
+        Index("ix_update_events_id", "id"),  # metrics follow events of every tenant by id
     )
 
     id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)

@@ -1,10 +1,10 @@
 """Writes of models, versions' aliases and history."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 from typing import Any, Literal
 
-from sqlalchemy import func, select, update
+from sqlalchemy import ARRAY, Text, func, literal, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 from structlog import get_logger
@@ -23,6 +23,7 @@ from service.registry.queries import (
     get_model,
     get_version,
     previous_champion,
+    require_artifact,
 )
 from service.registry.schemas import ModelChange, ModelCreate
 from service.updates.states import change_state
@@ -89,12 +90,14 @@ def _check_base_model(request: ModelCreate) -> None:
 
 
 def change_model(session: Session, *, model: str, change: ModelChange) -> Model:
-    """Changes gate, buffer capacity or metadata; only later updates see it."""
+    """Changes gate, buffer capacity, retention or metadata; only later updates and sweeps see it."""
     row = get_model(session, model=model, for_change=True)
     if change.gate is not None:
         row.gate = change.gate.model_dump()
     if change.replay is not None:
         row.replay = {**row.replay, "capacity": change.replay.capacity}
+    if change.retention is not None:
+        row.retention = change.retention.model_dump()
     if change.metadata is not None:
         row.user_metadata = change.metadata
     session.flush()
@@ -155,7 +158,8 @@ def put_alias(
 ) -> Alias:
     """Points an alias at a version of this model, creating it if need be.
 
-    Raises `NotFound` for a version of no or another model, `PreconditionFailed` when `if_match` is stale.
+    Raises `NotFound` for a version of no or another model, `Conflict` for one whose adapter retention has removed,
+    `PreconditionFailed` when `if_match` is stale.
     """
     if alias == "previous":
         raise Unprocessable(
@@ -163,7 +167,7 @@ def put_alias(
             code="reserved_alias", param="alias",
         )  # fmt: skip
     row = get_model(session, model=model, for_change=True, lock=True)
-    get_version(session, model=row, version=version)
+    require_artifact(row, get_version(session, model=row, version=version))
     current = get_alias(session, model=row, alias=alias, lock=True)
     _check_if_match(if_match, current)
     if current is not None and current.version == version:
@@ -200,7 +204,8 @@ def roll_back(session: Session, *, model: str, to: int | None, reason: str, acto
     """Moves the champion back: to its predecessor, or to version `to`.
 
     Repeated plain rollbacks walk the champion's history back one promotion at a time. Raises `Conflict` when
-    there is no previous champion or `to` already is the champion, `NotFound` for an unknown version.
+    there is no previous champion, `to` already is the champion, or retention has removed the version's adapter;
+    `NotFound` for an unknown version.
     """
     row = get_model(session, model=model, for_change=True, lock=True)
     champion = get_champion(session, model=row, lock=True)
@@ -212,8 +217,9 @@ def roll_back(session: Session, *, model: str, to: int | None, reason: str, acto
                 code="no_previous_champion",
             )
         to, predecessor = target.to_version, target.predecessor_id
+        require_artifact(row, get_version(session, model=row, version=to))
     else:
-        get_version(session, model=row, version=to)
+        require_artifact(row, get_version(session, model=row, version=to))
         if to == champion.version:
             raise Conflict(f"Version {to} is the champion already.", code="already_champion", param="to")
         predecessor = _predecessor_of(session, champion=champion, version=to)
@@ -317,13 +323,21 @@ def drop_states(session: Session, *, model_id: str, versions: Sequence[int]) -> 
     if not dropped:
         return
     session.execute(update(Version).where(*with_state).values(state_sha256=None, state_bytes=None))
-    kept = set(session.scalars(select(Version.state_sha256).where(Version.state_sha256.in_(dropped))))
-    after_commit(session, partial(_delete_artifacts, dropped - kept))
+    discard_artifacts(session, {sha256 for sha256 in dropped if sha256})
 
 
-def _delete_artifacts(hashes: set[str | None]) -> None:
-    for sha256 in filter(None, hashes):
+def discard_artifacts(session: Session, hashes: Collection[str]) -> None:
+    """Deletes, after the commit, those of these artifacts that no version of any tenant refers to any more."""
+    if not hashes:
+        return
+    session.flush()
+    used = session.scalars(select(func.artifacts_in_use(literal(list(hashes), ARRAY(Text)))))
+    after_commit(session, partial(_delete_artifacts, set(hashes) - set(used)))
+
+
+def _delete_artifacts(hashes: Collection[str]) -> None:
+    for sha256 in hashes:
         try:
             get_store().delete(sha256)
         except OSError as error:  # the sweeper of orphans tries again
-            log.warning("state_not_deleted", sha256=sha256, error=str(error))
+            log.warning("artifact_not_deleted", sha256=sha256, error=str(error))

@@ -59,6 +59,16 @@ def get_version(session: Session, *, model: Model, version: int) -> Version:
     return row
 
 
+def require_artifact(model: Model, version: Version) -> None:
+    """Raises `Conflict` when the model's retention has removed the version's adapter: nothing can start from it."""
+    if version.artifact_removed_at is not None:
+        raise Conflict(
+            f"The adapter of version {version.number} of '{model.name}' was removed by the model's retention at "
+            f"{version.artifact_removed_at.isoformat()}; choose another version.",
+            code="artifact_removed", param="version",
+        )  # fmt: skip
+
+
 def get_alias(session: Session, *, model: Model, alias: str, lock: bool = False) -> Alias | None:
     """Returns the alias, with its row locked to the transaction's end if asked."""
     statement = select(Alias).where(Alias.model_id == model.id, Alias.name == alias)
@@ -101,7 +111,7 @@ def describe_model(session: Session, *, model: Model) -> ModelRead:
     return ModelRead.model_validate(
         {
             **{name: getattr(model, name) for name in (
-                "id", "name", "base_model", "task_type", "adapter", "replay", "gate", "created_at", "archived_at")},
+                "id", "name", "base_model", "task_type", "adapter", "replay", "gate", "retention", "created_at", "archived_at")},
             "metadata": model.user_metadata,
             "champion": champion.version,
             "previous": previous.to_version if previous else None,
@@ -162,7 +172,7 @@ def describe_version(session: Session, *, model: Model, version: Version) -> Ver
         {
             **{name: getattr(version, name) for name in (
                 "parent", "lineage", "strategy", "parameters", "training", "labels", "statistics", "provenance",
-                "created_at")},
+                "artifact_removed_at", "created_at")},
             "model": model.name,
             "version": version.number,
             "update": version.update_id,

@@ -8,7 +8,7 @@ from sqlalchemy import select
 
 from service.artifacts import CHUNK, get_store
 from service.dependencies import Admin, Deployer, Ingester, Page, PageDep, Reader, SessionDep, page_of
-from service.errors import NotFound
+from service.errors import Gone, NotFound, problem_responses
 from service.idempotency import IdempotencyDep
 from service.models import AliasMove, Model, Version
 from service.registry import commands, queries
@@ -61,10 +61,12 @@ def read_model(model: ModelPath, _principal: Reader, session: SessionDep) -> Mod
     return queries.describe_model(session, model=queries.get_model(session, model=model))
 
 
-@router.patch("/models/{model}", tags=["Models"], summary="Change gate, replay capacity or metadata")
+@router.patch(
+    "/models/{model}", tags=["Models"], summary="Change gate, replay capacity, retention or metadata"
+)
 def change_model(model: ModelPath, body: ModelChange, principal: Ingester, session: SessionDep) -> ModelRead:
-    """Changes what later updates do. A gate change needs the scope `admin`."""
-    if body.gate is not None:
+    """Changes what later updates do, and how long things are kept. Gate and retention need the scope `admin`."""
+    if body.gate is not None or body.retention is not None:
         principal.require(Scope.ADMIN)
     return queries.describe_model(session, model=commands.change_model(session, model=model, change=body))
 
@@ -106,7 +108,8 @@ def read_version(
         200: {
             "description": "The PEFT adapter folder as a tar",
             "content": {"application/x-tar": {"schema": {"type": "string", "format": "binary"}}},
-        }
+        },
+        **problem_responses(410),
     },
 )
 def download_adapter(
@@ -115,6 +118,11 @@ def download_adapter(
     """Sends the version's folder: a PEFT adapter that `PeftModel.from_pretrained` loads as it is, and its head."""
     row = queries.get_model(session, model=model)
     found = queries.get_version(session, model=row, version=version)
+    if found.artifact_removed_at is not None:
+        raise Gone(
+            f"The adapter of version {found.number} was removed by the model's retention.", code="artifact_removed",
+            param="version",
+        )  # fmt: skip
     if found.artifact_sha256 is None:
         raise NotFound(
             "Version 0 is the untouched base and has no adapter.", code="no_adapter", param="version"

@@ -129,6 +129,25 @@ class GateSpec(Body):
     )
 
 
+class RetentionSpec(Body):
+    """How long a model keeps what it no longer needs; null is for ever."""
+
+    examples_days: int | None = Field(
+        default=None, ge=1, le=36_500,
+        description="Raw examples older than this are deleted. Kept beyond it: the replay buffers of the champion, "
+        "of where a rollback goes, of aliased and held versions and of the newest `versions` (20 at most), and the eval "
+        "examples of learnt and guarded tasks, since scores stand on them",
+    )  # fmt: skip
+    versions: int | None = Field(
+        default=None, ge=1, le=10_000,
+        description="Adapters of versions other than the newest so many are deleted. Kept all the same: champion, previous "
+        "champion, aliased and held versions, parents of unfinished updates, and the ancestors of all these",
+    )  # fmt: skip
+    events_days: int | None = Field(
+        default=None, ge=1, le=36_500, description="Events of updates that finished longer ago are deleted"
+    )  # fmt: skip
+
+
 class ModelCreate(Body):
     """A new model."""
 
@@ -163,6 +182,9 @@ class ModelChange(Body):
         default=None, description="Replaces the whole policy; needs the scope `admin`"
     )
     replay: ReplayChange | None = None
+    retention: RetentionSpec | None = Field(
+        default=None, description="Replaces the whole retention; needs the scope `admin`"
+    )
     metadata: Metadata | None = None
 
 
@@ -187,6 +209,7 @@ class ModelRead(BaseModel):
     adapter: AdapterSpec
     replay: ReplaySpec
     gate: GateSpec
+    retention: RetentionSpec
     metadata: dict[str, Any]
     champion: int = Field(description="The version serving follows; 0 is the untouched base")
     previous: int | None = Field(
@@ -229,7 +252,8 @@ class VersionRead(BaseModel):
     data_cut: int = Field(description="Last ingest batch the version may have seen")
     tasks: list[str] = Field(description="Tasks the update taught")
     labels: list[str]
-    artifact: Artifact | None = Field(description="null for the base")
+    artifact: Artifact | None = Field(description="null for the base, and once retention has removed it")
+    artifact_removed_at: datetime | None = Field(description="When the model's retention removed the adapter")
     scores: list[TaskScore]
     verdict: dict[str, Any] | None
     statistics: dict[str, Any]

@@ -12,8 +12,9 @@ from service.examples.queries import count_eval, count_fresh, visible_labels
 from service.models import Model, Task, Update, UpdateState, Version, VersionTask, new_id
 from service.queue import nudge_after_commit
 from service.registry.commands import promote
-from service.registry.queries import get_champion, get_model, get_version
+from service.registry.queries import get_champion, get_model, get_version, require_artifact
 from service.replay.queries import count_strata
+from service.request_context import request_id
 from service.security import Principal, Scope
 from service.tasks.queries import get_tasks
 from service.updates.catalogue import check_strategy, strategies
@@ -42,12 +43,17 @@ def request_update(session: Session, *, model: str, request: UpdateCreate, princ
         strategy=request.strategy.name, parameters=parameters, training=request.training.model_dump(),
         parent=str(request.parent), relearn=request.relearn, promotion=request.promotion,
         user_metadata=request.metadata, cut=cut, warnings=warnings, requested_by=principal.actor,
-        state=UpdateState.QUEUED, max_attempts=get_settings().max_attempts,
+        request_id=request_id(), state=UpdateState.QUEUED, max_attempts=get_settings().max_attempts,
     )  # fmt: skip
     session.add(update)
     session.flush()
     session.refresh(update)
-    record_event(session, update=update, type_=UpdateState.QUEUED, data={"by": principal.actor})
+    record_event(
+        session,
+        update=update,
+        type_=UpdateState.QUEUED,
+        data={"by": principal.actor, "request_id": request_id()},
+    )
     nudge_after_commit(session)
     return update
 
@@ -76,7 +82,9 @@ def _parent(session: Session, *, model: Model, parent: str | int) -> Version:
         )  # fmt: skip
     else:
         number = parent
-    return get_version(session, model=model, version=number)
+    version = get_version(session, model=model, version=number)
+    require_artifact(model, version)
+    return version
 
 
 def _check_data(

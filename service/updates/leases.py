@@ -52,6 +52,7 @@ class Claim:
     model_id: str
     fence: int
     attempt: int
+    request_id: str | None  # of the call that asked for the update
     rescore: bool  # the version exists; only the comparison with the champion is to be made again
 
 
@@ -108,7 +109,8 @@ def _claim(
         return None  # another update of the model became active first
     return Claim(
         tenant=row.tenant_id, update_id=row.id, model_id=row.model_id, fence=row.fence,
-        attempt=row.attempts_used + 1, rescore=source == UpdateState.AWAITING_APPROVAL,
+        attempt=row.attempts_used + 1, request_id=row.request_id,
+        rescore=source == UpdateState.AWAITING_APPROVAL,
     )  # fmt: skip
 
 

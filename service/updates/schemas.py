@@ -89,6 +89,9 @@ class Progress(BaseModel):
     total_steps: int
     loss: float | None = None
     eta_seconds: float | None = None
+    gpu_memory_bytes: int | None = Field(
+        default=None, description="What the training process holds on its GPU; null without one"
+    )
 
 
 class UpdateError(BaseModel):
@@ -132,6 +135,7 @@ class UpdateRead(BaseModel):
     error: UpdateError | None
     cancel_requested: bool
     requested_by: str
+    request_id: str | None = Field(description="`X-Request-Id` of the call that asked for it")
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None

@@ -190,6 +190,8 @@ class Outcomes:
 class Progress:
     """Where a child stands: its phase, steps done of steps planned, the recent mean loss, seconds to go.
 
+    `gpu_memory_bytes` is what it holds on its GPU, None without one.
+
     Phases: `searching` (only `auto`), `loading`, `tokenising`, `preparing`, `training`, `consolidating`, `saving`, `evaluating`.
     """
 
@@ -198,3 +200,4 @@ class Progress:
     total_steps: int = 0
     loss: float | None = None
     eta_seconds: float | None = None
+    gpu_memory_bytes: int | None = None

@@ -1,0 +1,1 @@
+"""Prometheus metrics of the API process and of what the database knows."""

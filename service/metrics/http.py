@@ -1,0 +1,71 @@
+"""Requests counted and timed, by route template and never by raw path: a path holds names, and there are too many."""
+
+import time
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics
+from prometheus_client.platform_collector import PlatformCollector
+from prometheus_client.process_collector import ProcessCollector
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+UNMATCHED = "unmatched"
+
+registry = CollectorRegistry()
+ProcessCollector(registry=registry)
+PlatformCollector(registry=registry)
+disable_created_metrics()  # type: ignore[no-untyped-call]  # it has no annotations
+
+requests = Counter(
+    "http_requests_total", "Requests answered", ["method", "route", "status"], registry=registry
+)
+durations = Histogram(
+    "http_request_duration_seconds",
+    "Seconds from a request's first byte to its answer's last",
+    ["method", "route"],
+    buckets=SECONDS,
+    registry=registry,
+)
+
+
+class RequestMetrics:
+    """ASGI middleware: counts and times every request."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serves one request and counts it; one that ended in an exception is a 500."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        status, began = 500, time.perf_counter()
+
+        async def noting(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, noting)
+        finally:
+            method, route = _method(scope), route_template(scope)
+            requests.labels(method, route, status).inc()
+            durations.labels(method, route).observe(time.perf_counter() - began)
+
+
+def route_template(scope: Scope) -> str:
+    """The matched route as it was declared, such as `/v1/models/{model}`; `unmatched` where none was."""
+    declared: str | None = getattr(scope.get("route"), "path", None)
+    if declared is None:
+        return UNMATCHED
+    # A router knows its routes without the prefix it was included under; no parameter spans a slash.
+    segments = scope["path"].split("/")
+    prefix = segments[: max(len(segments) - declared.count("/"), 0)]
+    return "/".join(prefix) + declared
+
+
+def _method(scope: Scope) -> str:
+    method: str = scope["method"]
+    return method if method in METHODS else "OTHER"

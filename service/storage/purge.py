@@ -1,0 +1,67 @@
+"""The end of a model: everything it owns goes, and its name is free."""
+
+from sqlalchemy import delete, or_, select
+from sqlalchemy.orm import Session
+from structlog import get_logger
+
+from service.errors import Conflict
+from service.examples.loading import allow_long_statements
+from service.models import IdempotencyKey, Model, Update, Version
+from service.registry.commands import discard_artifacts
+from service.registry.queries import get_model
+from service.storage.queries import model_storage
+from service.storage.schemas import PurgeRead
+from service.updates.states import ACTIVE
+
+log = get_logger(__name__)
+
+
+def purge_model(session: Session, *, model: str) -> PurgeRead:
+    """Deletes an archived model with all it owns, and the artifacts nothing else refers to; says what went.
+
+    Raises `NotFound`, and `Conflict` for a model that is not archived or whose candidate is being scored.
+    """
+    row = get_model(session, model=model, lock=True)
+    _require_archived(session, row)
+    allow_long_statements(session)
+    amounts = model_storage(session, models=[row])[0]
+    artifacts = {
+        sha256
+        for column in (Version.artifact_sha256, Version.state_sha256)
+        for sha256 in session.scalars(select(column).where(Version.model_id == row.id, column.is_not(None)))
+        if sha256
+    }
+    _forget_answers(session, model=row)
+    session.execute(delete(Model).where(Model.id == row.id))  # foreign keys take the rest along
+    discard_artifacts(session, artifacts)
+    log.info("model_purged", model=row.id, examples=amounts.examples, versions=amounts.versions)
+    return PurgeRead(**amounts.model_dump(exclude={"archived"}))
+
+
+def _require_archived(session: Session, model: Model) -> None:
+    if model.archived_at is None:
+        raise Conflict(
+            f"The model '{model.name}' is not archived, and a purge cannot be undone; DELETE it first, which archives it.",
+            code="model_not_archived", param="model",
+        )  # fmt: skip
+    active = session.scalar(
+        select(Update.id).where(Update.model_id == model.id, Update.state.in_(ACTIVE)).limit(1)
+    )
+    if active is not None:
+        raise Conflict(
+            f"The update {active} is being worked on; cancel it or wait for it, then purge.",
+            code="model_busy",
+        )
+
+
+def _forget_answers(session: Session, *, model: Model) -> None:
+    """Drops the stored answers that speak of the model: a repeat must not be told of what is gone.
+
+    Answers of ingests do not name their model, so all of them go: a repeat of another model's is a count of duplicates.
+    """
+    body = IdempotencyKey.body
+    session.execute(
+        delete(IdempotencyKey).where(
+            or_(body["id"].astext == model.id, body["model"].astext == model.name, body.has_key("accepted"))
+        )
+    )
