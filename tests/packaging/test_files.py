@@ -66,7 +66,7 @@ def test_the_api_image_is_alive_when_livez_answers() -> None:
 def test_images_are_built_at_the_pinned_versions() -> None:
     text = re.sub(r"\\\n", " ", (ROOT / "Dockerfile").read_text())
     installs = [line for line in text.splitlines() if "pip --python" in line and "/wheel/" not in line]
-    assert len(installs) == 3
+    assert len(installs) == 4
     assert all("-c /requirements/constraints.txt" in line for line in installs)
 
 
