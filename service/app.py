@@ -3,11 +3,13 @@
 from fastapi import FastAPI
 
 from service import health
+from service.audit.routes import router as audit
 from service.body_limit import BodyLimit
 from service.config import get_settings
 from service.errors import Problem, install_error_handlers
 from service.examples.routes import router as examples
 from service.idempotency import IdempotentReplay, replay_response
+from service.keys.routes import router as keys
 from service.openapi import describe_problems
 from service.registry.routes import router as registry
 from service.reports.routes import router as reports
@@ -41,7 +43,7 @@ def create_app() -> FastAPI:
     install_error_handlers(app)
     app.add_exception_handler(IdempotentReplay, replay_response)
     app.include_router(health.router)
-    for router in (registry, tasks, examples, updates, reports):
+    for router in (registry, tasks, examples, updates, reports, keys, audit):
         app.include_router(router, prefix="/v1")
     describe_problems(app, Problem)
     return app

@@ -47,7 +47,7 @@ def requires(scope: Scope) -> Callable[[Principal], Principal]:
 
 def get_session(principal: Annotated[Principal, Depends(get_principal)]) -> Iterator[Session]:
     """Yields the request's session, bound to the caller's tenant; it commits before the response is sent."""
-    with session_scope(tenant=principal.tenant) as session:
+    with session_scope(tenant=principal.tenant, key_id=principal.key_id) as session:
         yield session
 
 
