@@ -1,11 +1,12 @@
 """create_app(): routers, middleware, error handlers."""
 
 from fastapi import FastAPI
+from fastapi.middleware.cors import CORSMiddleware
 
 from service import health
 from service.audit.routes import router as audit
 from service.body_limit import BodyLimit
-from service.config import get_settings
+from service.config import Settings, get_settings
 from service.errors import Problem, install_error_handlers
 from service.examples.routes import router as examples
 from service.idempotency import IdempotentReplay, replay_response
@@ -13,6 +14,7 @@ from service.keys.routes import router as keys
 from service.openapi import describe_problems
 from service.registry.routes import router as registry
 from service.reports.routes import router as reports
+from service.response_headers import ResponseHeaders
 from service.tasks.routes import router as tasks
 from service.updates.routes import router as updates
 from service.version import VERSION
@@ -39,7 +41,7 @@ def create_app() -> FastAPI:
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
         separate_input_output_schemas=False,
     )
-    app.add_middleware(BodyLimit, max_bytes=get_settings().max_json_body_bytes)
+    _add_middleware(app, get_settings())
     install_error_handlers(app)
     app.add_exception_handler(IdempotentReplay, replay_response)
     app.include_router(health.router)
@@ -47,3 +49,14 @@ def create_app() -> FastAPI:
         app.include_router(router, prefix="/v1")
     describe_problems(app, Problem)
     return app
+
+
+def _add_middleware(app: FastAPI, settings: Settings) -> None:
+    # The last one added is the outermost.
+    app.add_middleware(BodyLimit, max_bytes=settings.max_json_body_bytes)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware, allow_origins=settings.cors_origins, allow_methods=["*"], allow_headers=["*"],
+            expose_headers=["ETag", "Location", "Idempotent-Replayed", "RateLimit", "RateLimit-Policy", "Retry-After"],
+        )  # fmt: skip
+    app.add_middleware(ResponseHeaders)

@@ -11,6 +11,7 @@ from service.config import get_settings
 from service.errors import Unprocessable
 from service.examples.loading import Loaded, Loading, Rejections, allow_long_statements
 from service.examples.queries import example_not_found, has_public_id, versions_that_learnt
+from service.examples.quota import check_quota
 from service.examples.rows import Row, RowError, RowRules
 from service.examples.schemas import ErasureRead, IngestRead, RowProblemRead
 from service.models import AuditAction, Example, Model, Task, Version
@@ -37,7 +38,7 @@ def ingest(
 
     Hold the task (`get_task(…, hold=True)`) before. With `on_error="abort"` a single bad row raises
     `Unprocessable` (`invalid_examples`) and nothing is stored; with `"skip"` the good rows are. Raises
-    `Unprocessable` (`empty_body`) for a body without rows.
+    `Unprocessable` (`empty_body`) for a body without rows, `QuotaExceeded` past the tenant's storage.
     """
     loading = Loading(session, model=model, task=task)
     staged, rejections = loading.stage(rows)
@@ -48,6 +49,8 @@ def ingest(
     if rejections.count and on_error == "abort":
         raise _invalid(rejections, rows=staged + rejections.count - marked)
     loaded = loading.store()
+    if loaded.accepted:
+        check_quota(session, tenant=model.tenant_id)
     return _answer(session, task=task, loaded=loaded, good=staged - marked, rejections=rejections)
 
 

@@ -143,7 +143,11 @@ def test_secrets_stand_in_no_log_no_error_and_no_table(
     caplog.set_level(logging.DEBUG)
     key = made(client)
     new = rotated(client, key)
-    told = [client.get("/v1/keys").text, client.get(f"/v1/keys/{key['id']}").text, client.get("/v1/audit").text]
+    told = [
+        client.get("/v1/keys").text,
+        client.get(f"/v1/keys/{key['id']}").text,
+        client.get("/v1/audit").text,
+    ]
     for api_key in (key["api_key"], new, new[:-1] + "x"):
         header = {"Authorization": f"Bearer {api_key}"}
         told += [client.get("/v1/models", headers=header).text]
