@@ -24,7 +24,7 @@ from service.examples.content import (
 TaskType = Literal["text-classification", "causal-lm"]
 MAX_ID_LENGTH = 128
 MAX_SUBJECT_LENGTH = 256
-MAX_METADATA_DEPTH = 32
+MAX_METADATA_DEPTH = 150  # the fast parser's own limit is 200, of the whole body
 SHARED_FIELDS = frozenset({"id", "split", "subject", "weight", "metadata"})
 FIELDS: dict[TaskType, frozenset[str]] = {
     "text-classification": SHARED_FIELDS | {"text", "label"},

@@ -141,7 +141,7 @@ BODIES = {
 }
 
 
-@pytest.mark.parametrize("levels", [40, 900, 5000, 100_000])
+@pytest.mark.parametrize("levels", [151, 900, 5000, 100_000])
 def test_bodies_nested_too_deep_are_refused_and_break_nothing(world: World, levels: int) -> None:
     world.model()
     world.ok(world.client.put("/v1/models/triage/tasks/one"))
@@ -156,13 +156,6 @@ def test_bodies_nested_too_deep_are_refused_and_break_nothing(world: World, leve
     )
     assert world.problem(answer) == (422, "invalid_examples")
     assert answer.json()["errors"][0]["code"] == "nested_too_deep"
-
-
-def test_metadata_of_32_levels_is_stored(world: World) -> None:
-    world.model()
-    world.ok(world.client.put("/v1/models/triage/tasks/one"))
-    rows = [{"text": "a", "label": "b", "metadata": json.loads(nested(32))}]
-    assert world.examples("one", rows)["accepted"] == 1
 
 
 def test_a_tenant_over_its_examples_is_refused_whole_until_it_deletes_some(
