@@ -90,7 +90,9 @@ class Settings(BaseSettings):
         description="rows a tenant may store, corrected ones included; default: any number",
     )
     max_example_bytes_per_tenant: int | None = Field(
-        default=None, ge=0, description="bytes a tenant's examples may take in the database; default: any"
+        default=None,
+        ge=0,
+        description="bytes that content and metadata of a tenant's examples may take; default: any",
     )
     rate_limit_per_minute: int = Field(
         default=30_000, ge=0, description="requests of one key in any minute; 0 switches the limit off"
