@@ -1,19 +1,23 @@
 """create_app(): routers, middleware, error handlers."""
 
 from fastapi import FastAPI
+from fastapi.middleware.cors import CORSMiddleware
 
 from service import health
+from service.audit.routes import router as audit
 from service.body_limit import BodyLimit
-from service.config import get_settings
+from service.config import Settings, get_settings
 from service.errors import Problem, install_error_handlers
 from service.examples.routes import router as examples
 from service.idempotency import IdempotentReplay, replay_response
+from service.keys.routes import router as keys
 from service.metrics.http import RequestMetrics
 from service.metrics.routes import router as metrics
 from service.openapi import describe_problems
 from service.registry.routes import router as registry
 from service.reports.routes import router as reports
 from service.request_context import RequestContext
+from service.response_headers import ResponseHeaders
 from service.storage.routes import router as storage
 from service.tasks.routes import router as tasks
 from service.updates.routes import router as updates
@@ -41,14 +45,25 @@ def create_app() -> FastAPI:
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
         separate_input_output_schemas=False,
     )
-    app.add_middleware(BodyLimit, max_bytes=get_settings().max_json_body_bytes)
-    app.add_middleware(RequestMetrics)
-    app.add_middleware(RequestContext)
+    _add_middleware(app, get_settings())
     install_error_handlers(app)
     app.add_exception_handler(IdempotentReplay, replay_response)
     app.include_router(health.router)
     app.include_router(metrics)
-    for router in (registry, tasks, examples, updates, reports, storage):
+    for router in (registry, tasks, examples, updates, reports, storage, keys, audit):
         app.include_router(router, prefix="/v1")
     describe_problems(app, Problem)
     return app
+
+
+def _add_middleware(app: FastAPI, settings: Settings) -> None:
+    # The last one added is the outermost.
+    app.add_middleware(BodyLimit, max_bytes=settings.max_json_body_bytes)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware, allow_origins=settings.cors_origins, allow_methods=["*"], allow_headers=["*"],
+            expose_headers=["ETag", "Location", "Idempotent-Replayed", "RateLimit", "RateLimit-Policy", "Retry-After", "X-Request-Id"],
+        )  # fmt: skip
+    app.add_middleware(ResponseHeaders)
+    app.add_middleware(RequestMetrics)
+    app.add_middleware(RequestContext)

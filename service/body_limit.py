@@ -1,26 +1,36 @@
-"""A cap on request bodies, whether or not they announce their length."""
+"""A cap on request bodies, whether or not they announce their length, and no compressed ones, which would pass it."""
 
 import re
 
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.errors import problem_response
 
 NDJSON = b"application/x-ndjson"
 INGEST = re.compile(r"/v1/models/[^/]+/tasks/[^/]+/examples/?")
 
 
 class BodyLimit:
-    """ASGI middleware: a body over `max_bytes` is answered 413. The one call that streams NDJSON has its own limit."""
+    """ASGI middleware: a body over `max_bytes` is answered 413, an encoded one 415.
+
+    The one call that streams NDJSON has its own limit.
+    """
 
     def __init__(self, app: ASGIApp, *, max_bytes: int) -> None:
         self._app, self._max_bytes = app, max_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves one request, counting its body as it is read."""
-        if scope["type"] != "http" or _streams(scope):
+        if scope["type"] != "http":
             await self._app(scope, receive, send)
-            return
-        await self._app(scope, self._counting(receive), send)
+        elif (encoding := _encoding(scope)) is not None:
+            await _refuse_encoding(encoding, scope, receive, send)
+        elif _streams(scope):
+            await self._app(scope, receive, send)
+        else:
+            await self._app(scope, self._counting(receive), send)
 
     def _counting(self, receive: Receive) -> Receive:
         seen = 0
@@ -39,16 +49,32 @@ class BodyLimit:
         return counted
 
 
+def _encoding(scope: Scope) -> str | None:
+    if scope["method"] in {"GET", "HEAD", "OPTIONS"}:  # whose bodies nobody reads
+        return None
+    encoding = _header(scope, b"content-encoding").strip().decode("latin-1")
+    return None if encoding in {"", "identity"} else encoding
+
+
+async def _refuse_encoding(encoding: str, scope: Scope, receive: Receive, send: Send) -> None:
+    refusal = problem_response(
+        Request(scope), status=415, code="unsupported_media_type", param="Content-Encoding",
+        detail=f"Content-Encoding '{encoding[:50]}' is not read here; send the body uncompressed.",
+        headers={"Accept-Encoding": "identity"},
+    )  # fmt: skip
+    await refusal(scope, receive, send)
+
+
 def _streams(scope: Scope) -> bool:
     return (
         scope["method"] == "POST"
         and INGEST.fullmatch(scope["path"]) is not None
-        and _content_type(scope).startswith(NDJSON)
+        and _header(scope, b"content-type").startswith(NDJSON)
     )
 
 
-def _content_type(scope: Scope) -> bytes:
+def _header(scope: Scope, wanted: bytes) -> bytes:
     for name, value in scope["headers"]:
-        if name == b"content-type":
+        if name == wanted:
             return bytes(value).lower()
     return b""

@@ -27,7 +27,7 @@ app = typer.Typer(
 keys = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="markdown",
-    help="Make, list and revoke API keys. A key belongs to a tenant and has scopes.",
+    help="Make, list, rotate and revoke API keys. A key belongs to a tenant and has scopes.",
 )
 app.add_typer(keys, name="keys")
 
@@ -251,6 +251,8 @@ def list_(tenant: Tenant, as_json: AsJson = False, state: OfState = None) -> Non
                 "expires_at": key.expires_at and key.expires_at.isoformat(),
                 "revoked_at": key.revoked_at and key.revoked_at.isoformat(),
                 "last_used_at": key.last_used_at and key.last_used_at.isoformat(),
+                "previous_secret_valid_until": key.previous_expires_at
+                and key.previous_expires_at.isoformat(),
             }
             for key in list_keys(session)
         ]
@@ -275,6 +277,35 @@ def revoke(
     typer.echo(f"The key '{revoked.name}' ({revoked.prefix}) is revoked.")
 
 
+@keys.command("rotate")
+def rotate(
+    key: Annotated[str, typer.Argument(help="The key's id or prefix, as `palimpsest keys list` shows them.")],
+    tenant: Tenant,
+    overlap: Annotated[
+        str | None,
+        typer.Option(
+            help="How long the old secret stays valid: 12h, 7d, 2w. Default: not at all.", show_default=False
+        ),
+    ] = None,
+    as_json: AsJson = False,
+    state: OfState = None,
+) -> None:
+    """Replace a key's secret and print the new key. It is shown this once; only a hash is stored.
+
+    Id, prefix, scopes, name and expiry stay. For a secret that leaked leave `--overlap` away.
+    """
+    _take_settings_of(state)
+    from service.db import session_scope
+    from service.security import rotate_key
+
+    lasting = parse_duration(overlap, option="--overlap") if overlap else timedelta(0)
+    with session_scope(tenant=tenant) as session:
+        rotated, secret = rotate_key(session, key_id=key, overlap=lasting)
+        until = rotated.previous_expires_at and rotated.previous_expires_at.isoformat()
+        shown = {"id": rotated.id, "prefix": rotated.prefix, "previous_secret_valid_until": until}
+    typer.echo(json.dumps({"api_key": secret, **shown}) if as_json else secret)
+
+
 def _take_settings_of(state: Path | None) -> None:
     """Act on the database, and under the pepper, of a running `palimpsest up`."""
     if state is None:
@@ -286,7 +317,7 @@ def _take_settings_of(state: Path | None) -> None:
     os.environ["PALIMPSEST_KEY_PEPPER"] = secrets.key_pepper
 
 
-def parse_duration(text: str) -> timedelta:
+def parse_duration(text: str, *, option: str = "--expires-in") -> timedelta:
     """The length of time a text such as 12h, 90d or 52w stands for.
 
     Raises:
@@ -294,9 +325,7 @@ def parse_duration(text: str) -> timedelta:
     """
     match = DURATION.fullmatch(text.strip())
     if match is None or int(match[1]) == 0:
-        raise typer.BadParameter(
-            f"'{text}' is no length of time; write 12h, 90d or 52w", param_hint="--expires-in"
-        )
+        raise typer.BadParameter(f"'{text}' is no length of time; write 12h, 90d or 52w", param_hint=option)
     return timedelta(**{DURATION_UNITS[match[2]]: int(match[1])})
 
 

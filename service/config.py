@@ -92,6 +92,27 @@ class Settings(BaseSettings):
     max_label_length: int = Field(default=256, ge=1)
     max_labels_per_model: int = Field(default=10_000, ge=1)
     max_queued_updates_per_tenant: int = Field(default=1000, ge=1)
+    max_examples_per_tenant: int | None = Field(
+        default=None,
+        ge=0,
+        description="rows a tenant may store, corrected ones included; default: any number",
+    )
+    max_example_bytes_per_tenant: int | None = Field(
+        default=None,
+        ge=0,
+        description="bytes that content and metadata of a tenant's examples may take; default: any",
+    )
+    rate_limit_per_minute: int = Field(
+        default=30_000, ge=0, description="requests of one key in any minute; 0 switches the limit off"
+    )
+    rate_limit_timeout_seconds: float = Field(
+        default=0.25,
+        gt=0,
+        description="how long a request waits for Redis to count it; then it passes uncounted",
+    )
+    cors_origins: tuple[str, ...] = Field(
+        default=(), description='origins whose pages may call the API, as JSON: ["https://…"]; default: none'
+    )
     spool_dir: Path | None = Field(
         default=None, description="where request bodies are spooled; default: the system's temporary folder"
     )

@@ -58,14 +58,16 @@ def _enter(connection: Connection, *, role: Role, tenant: str) -> None:
 
 @contextmanager
 def session_scope(
-    *, tenant: str = "", role: Role = "app", database_url: str | None = None
+    *, tenant: str = "", role: Role = "app", key_id: str | None = None, database_url: str | None = None
 ) -> Iterator[Session]:
     """Yields a session whose transaction commits on leaving and rolls back on an error.
 
     Functions given to `after_commit` run once the commit has succeeded. An empty tenant sees no tenant's rows.
+    `key_id` is the API key that asks; audit entries name it.
     """
     factory = _session_factory(database_url or get_settings().database_url)
     with factory() as session:
+        session.info["key_id"] = key_id
 
         @event.listens_for(session, "after_begin")
         def enter(_session: Session, _transaction: Any, connection: Connection) -> None:

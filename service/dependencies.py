@@ -5,7 +5,7 @@ import binascii
 from collections.abc import Callable, Iterator
 from typing import Annotated, Any, Generic, TypeVar
 
-from fastapi import Depends, Query, Security
+from fastapi import Depends, Query, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import BaseModel, Field
 from sqlalchemy import Select
@@ -13,7 +13,9 @@ from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from service.db import session_scope
 from service.errors import Unauthenticated, Unprocessable
+from service.rate_limits import get_rate_limiter
 from service.request_context import bind_caller
+from service.response_headers import STATE
 from service.security import Principal, Scope, authenticate
 
 bearer = HTTPBearer(
@@ -24,9 +26,10 @@ bearer = HTTPBearer(
 
 
 def get_principal(
+    request: Request,
     credentials: Annotated[HTTPAuthorizationCredentials | None, Security(bearer)],
 ) -> Principal:
-    """Returns who sent the request, from its bearer key."""
+    """Returns who sent the request, from its bearer key, and counts the request against the key's rate limit."""
     if credentials is None:
         raise Unauthenticated(
             "This call needs an API key: send 'Authorization: Bearer plm_…'. `palimpsest keys create` makes one.",
@@ -35,7 +38,16 @@ def get_principal(
         )
     principal = authenticate(credentials.credentials)
     bind_caller(tenant=principal.tenant, key_prefix=credentials.credentials.split("_")[1])
+    _count(request, principal)
     return principal
+
+
+def _count(request: Request, principal: Principal) -> None:
+    limiter = get_rate_limiter()
+    standing = limiter.hit(principal.key_id) if limiter else None
+    if standing is not None:
+        setattr(request.state, STATE, standing.headers())
+        standing.require()
 
 
 def requires(scope: Scope) -> Callable[[Principal], Principal]:
@@ -50,7 +62,7 @@ def requires(scope: Scope) -> Callable[[Principal], Principal]:
 
 def get_session(principal: Annotated[Principal, Depends(get_principal)]) -> Iterator[Session]:
     """Yields the request's session, bound to the caller's tenant; it commits before the response is sent."""
-    with session_scope(tenant=principal.tenant) as session:
+    with session_scope(tenant=principal.tenant, key_id=principal.key_id) as session:
         yield session
 
 

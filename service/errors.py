@@ -17,6 +17,8 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 
+from service.response_headers import safe_headers
+
 PROBLEM_JSON = "application/problem+json"
 HTTP_CODES = {400: "bad_request", 404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
 log = structlog.get_logger(__name__)
@@ -91,6 +93,12 @@ class BodyTooLarge(ServiceError):
     """The request body is over the limit."""
 
     status, code = 413, "body_too_large"
+
+
+class QuotaExceeded(ServiceError):
+    """The tenant would store more than it may; waiting does not help, deleting does."""
+
+    status, code = 413, "quota_exceeded"
 
 
 class UnsupportedMediaType(ServiceError):
@@ -207,6 +215,7 @@ def _field_error(item: Mapping[str, Any]) -> dict[str, Any]:
 def _http_exception(request: Request, error: HTTPException) -> JSONResponse:
     code = HTTP_CODES.get(error.status_code, "http_error")
     detail = {
+        400: "The body could not be read as JSON: it is nested too deep, or is not UTF-8.",
         404: f"No such path: {request.url.path}. The API's paths are listed in /docs.",
         405: f"{request.method} is not allowed on {request.url.path}.",
     }.get(error.status_code, str(error.detail))
@@ -231,6 +240,7 @@ def _unexpected(request: Request, error: Exception) -> JSONResponse:
     return problem_response(
         request, status=500, code="internal_error",
         detail="An unexpected error occurred; it has been logged. Sending the request again is safe.",
+        headers=safe_headers(request.url.path),  # this one answer is given outside of the middleware
     )  # fmt: skip
 
 

@@ -71,15 +71,23 @@ class Idempotency:
         raise IdempotentReplay(row)
 
     def keep(
-        self, status: int, answer: BaseModel, *, headers: Mapping[str, str] | None = None
+        self,
+        status: int,
+        answer: BaseModel,
+        *,
+        headers: Mapping[str, str] | None = None,
+        without: frozenset[str] = frozenset(),
     ) -> JSONResponse:
-        """Returns the answer as a response, and stores it for a repeat of the request."""
+        """Returns the answer as a response, and stores it for a repeat of the request.
+
+        Fields named by `without` are secrets: the repeat gets null in their place.
+        """
         body: dict[str, Any] = answer.model_dump(mode="json")
         if self._key is not None:
             self._session.add(
                 IdempotencyKey(
                     tenant_id=self._tenant, key=self._key, fingerprint=self._fingerprint,
-                    status=status, headers=dict(headers or {}), body=body,
+                    status=status, headers=dict(headers or {}), body={**body, **dict.fromkeys(without)},
                 )
             )  # fmt: skip
             self._session.flush()

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from service.errors import problem_responses
 
-ANY_CALL = (400, 401, 403, 404, 413, 422, 500, 503)
+ANY_CALL = (400, 401, 403, 404, 413, 415, 422, 429, 500, 503)
 METHODS = {"get", "put", "post", "delete", "patch"}
 
 
@@ -49,7 +49,7 @@ def _describe(path: str, method: str, operation: dict[str, Any]) -> None:
     responses.pop("422", None)
     if not path.startswith("/v1"):
         return
-    statuses = [status for status in ANY_CALL if not (method == "get" and status == 413)]
+    statuses = [status for status in ANY_CALL if not (method == "get" and status in (413, 415))]
     if method in {"post", "put", "patch", "delete"}:
         statuses.append(409)
     for status, response in problem_responses(*statuses).items():

@@ -2,6 +2,7 @@
 
 A key reads `plm_<prefix>_<secret>`: the prefix finds the row, the secret (256 random bits) is compared in
 constant time with an HMAC-SHA256 under the operator's pepper. The key itself is shown once and never stored.
+A rotation keeps prefix, scopes and name and replaces the secret; the old one may stay valid for a while.
 """
 
 import hashlib
@@ -12,17 +13,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
+from typing import Any
 
-from sqlalchemy import func, select, text, update
+from sqlalchemy import func, or_, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
+from service.audit.commands import record
 from service.config import Settings, get_settings
 from service.db import session_scope
-from service.errors import Forbidden, NotFound, Unauthenticated, Unprocessable
-from service.models import ApiKey, Tenant, new_id
+from service.errors import Conflict, Forbidden, NotFound, Unauthenticated, Unprocessable
+from service.models import ApiKey, AuditAction, Tenant, new_id
 
 LAST_USED_RESOLUTION = timedelta(minutes=1)
+MAX_OVERLAP = timedelta(days=30)
+OPERATOR = "command line"
 TENANT_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 KEY_FORMAT = re.compile(r"plm_([0-9a-f]{12})_([0-9a-f]{64})")
 
@@ -34,7 +39,7 @@ class Scope(StrEnum):
     INGEST = "ingest"  # models, tasks and examples
     TRAIN = "train"  # request and cancel updates
     DEPLOY = "deploy"  # approve, promote, move aliases, roll back
-    ADMIN = "admin"  # gate policies, archiving
+    ADMIN = "admin"  # keys, gate policies, archiving, the audit
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +65,15 @@ class Principal:
                 param="Authorization",
             )
 
+    def require_all(self, scopes: Sequence[str]) -> None:
+        """Raises `Forbidden` unless the key has each of `scopes`: nobody hands out more than they hold."""
+        missing = sorted(set(scopes) - self.scopes)
+        if missing:
+            raise Forbidden(
+                f"The key '{self.key_name}' cannot hand out what it does not hold: {', '.join(missing)}.",
+                code="scope_not_held", param="scopes",
+            )  # fmt: skip
+
 
 def create_key(
     session: Session,
@@ -68,10 +82,12 @@ def create_key(
     scopes: Sequence[str],
     name: str,
     expires_at: datetime | None = None,
+    principal: Principal | None = None,
 ) -> tuple[ApiKey, str]:
     """Stores a new key of `tenant` (made on first use) and returns it with its secret text, shown only now.
 
-    Raises `Unprocessable` for an unknown scope or a tenant name that is not lower-case letters, digits, - and _.
+    `principal` is the key that asks; none means the operator. Raises `Forbidden` for scopes that it lacks,
+    `Unprocessable` for an unknown scope or a tenant name that is not lower-case letters, digits, - and _.
     """
     if not TENANT_NAME.fullmatch(tenant):
         raise Unprocessable(
@@ -82,6 +98,8 @@ def create_key(
     if unknown or not scopes:
         what = f"Unknown scope: {', '.join(unknown)}." if unknown else "A key needs at least one scope."
         raise Unprocessable(f"{what} Scopes are: {', '.join(Scope)}.", code="unknown_scope")
+    if principal is not None:
+        principal.require_all(scopes)
     session.execute(insert(Tenant).values(id=tenant).on_conflict_do_nothing())
     prefix, secret = secrets.token_hex(6), secrets.token_hex(32)
     key = ApiKey(
@@ -90,22 +108,75 @@ def create_key(
     )  # fmt: skip
     session.add(key)
     session.flush()
+    session.refresh(key)
+    _record(
+        session, key=key, action=AuditAction.KEY_CREATED, principal=principal, scopes=key.scopes,
+        expires_at=expires_at and expires_at.isoformat(),
+    )  # fmt: skip
     return key, f"plm_{prefix}_{secret}"
 
 
 def list_keys(session: Session) -> list[ApiKey]:
     """Returns the tenant's keys, newest first, revoked ones included."""
-    return list(session.scalars(select(ApiKey).order_by(ApiKey.created_at.desc(), ApiKey.id)))
+    return list(session.scalars(select(ApiKey).order_by(ApiKey.seq.desc())))
 
 
-def revoke_key(session: Session, *, key_id: str) -> ApiKey:
-    """Revokes a key at once; revoking it again changes nothing. `key_id` may be the id or the prefix."""
-    key = session.scalar(select(ApiKey).where((ApiKey.id == key_id) | (ApiKey.prefix == key_id)))
+def get_key(session: Session, *, key_id: str, lock: bool = False) -> ApiKey:
+    """Returns the tenant's key of this id or prefix. Raises `NotFound`."""
+    statement = select(ApiKey).where((ApiKey.id == key_id) | (ApiKey.prefix == key_id))
+    key = session.scalar(statement.with_for_update() if lock else statement)
     if key is None:
-        raise NotFound(f"No key '{key_id}' belongs to this tenant.")
+        raise NotFound(f"No key '{key_id}' belongs to this tenant.", code="key_not_found", param="key")
+    return key
+
+
+def revoke_key(session: Session, *, key_id: str, principal: Principal | None = None) -> ApiKey:
+    """Revokes a key at once, old secrets included; revoking it again changes nothing."""
+    key = get_key(session, key_id=key_id, lock=True)
     if key.revoked_at is None:
         key.revoked_at = session.scalar(select(func.now()))
+        session.flush()
+        _record(session, key=key, action=AuditAction.KEY_REVOKED, principal=principal)
     return key
+
+
+def rotate_key(
+    session: Session, *, key_id: str, overlap: timedelta = timedelta(0), principal: Principal | None = None
+) -> tuple[ApiKey, str]:
+    """Gives a key a new secret and returns both; the old secret stays valid for `overlap`, an older one ends now.
+
+    Raises `Forbidden` where the key can do what `principal` cannot, for its secret is being handed out; `Conflict`
+    for a key that is revoked or has expired, `Unprocessable` for an overlap below 0 or over 30 days.
+    """
+    if not timedelta(0) <= overlap <= MAX_OVERLAP:
+        raise Unprocessable(
+            f"The overlap must be between 0 and {MAX_OVERLAP.days} days.", code="invalid_overlap"
+        )
+    key = get_key(session, key_id=key_id, lock=True)
+    if principal is not None:
+        principal.require_all(key.scopes)
+    now = session.scalars(select(func.now())).one()
+    if key.revoked_at is not None or (key.expires_at is not None and key.expires_at <= now):
+        what = "was revoked" if key.revoked_at else "has expired"
+        raise Conflict(f"The key '{key.name}' {what}; create another.", code="key_not_valid", param="key")
+    secret = secrets.token_hex(32)
+    key.previous_hash, key.previous_expires_at = key.secret_hash, now + overlap
+    key.secret_hash, key.rotated_at = _hash(secret), now
+    session.flush()
+    _record(
+        session, key=key, action=AuditAction.KEY_ROTATED, principal=principal,
+        overlap_seconds=int(overlap.total_seconds()),
+    )  # fmt: skip
+    return key, f"plm_{key.prefix}_{secret}"
+
+
+def _record(
+    session: Session, *, key: ApiKey, action: AuditAction, principal: Principal | None, **data: Any
+) -> None:
+    record(
+        session, tenant=key.tenant_id, actor=principal.actor if principal else OPERATOR, action=action,
+        target=key.id, prefix=key.prefix, name=key.name, **data,
+    )  # fmt: skip
 
 
 def authenticate(raw_key: str) -> Principal:
@@ -118,9 +189,14 @@ def authenticate(raw_key: str) -> Principal:
         row = session.execute(
             text("SELECT *, now() AS now FROM find_api_key(:prefix)"), {"prefix": prefix}
         ).one_or_none()
-    expected = row.secret_hash if row else _hash("")
-    if not hmac.compare_digest(_hash(secret), bytes(expected)) or row is None:
+    digest = _hash(secret)
+    # Both comparisons are always made, of a key that does not exist with hashes that nothing has.
+    is_current = hmac.compare_digest(digest, bytes(row.secret_hash) if row else b"")
+    is_previous = hmac.compare_digest(digest, bytes(row.previous_hash or b"") if row else b"")
+    if row is None or not (is_current or is_previous):
         raise _unauthenticated("The API key is not known.")
+    if not is_current and row.previous_expires_at <= row.now:
+        raise _unauthenticated(f"The API key '{row.name}' was rotated; this is its old secret.")
     if row.revoked_at is not None:
         raise _unauthenticated(f"The API key '{row.name}' was revoked.")
     if row.expires_at is not None and row.expires_at <= row.now:
@@ -141,8 +217,10 @@ def expiry_after(duration: timedelta) -> datetime:
 
 
 def _note_use(tenant: str, key_id: str) -> None:
+    # Asked again in the statement: of requests that arrive together, one writes.
+    due = or_(ApiKey.last_used_at.is_(None), ApiKey.last_used_at < func.now() - LAST_USED_RESOLUTION)
     with session_scope(tenant=tenant) as session:
-        session.execute(update(ApiKey).where(ApiKey.id == key_id).values(last_used_at=func.now()))
+        session.execute(update(ApiKey).where(ApiKey.id == key_id, due).values(last_used_at=func.now()))
 
 
 def _hash(secret: str) -> bytes:

@@ -6,13 +6,15 @@ from typing import Literal
 from sqlalchemy import CursorResult, Select, delete, func, select
 from sqlalchemy.orm import Session
 
+from service.audit.commands import record
 from service.config import get_settings
 from service.errors import Unprocessable
 from service.examples.loading import Loaded, Loading, Rejections, allow_long_statements
 from service.examples.queries import example_not_found, has_public_id, versions_that_learnt
+from service.examples.quota import check_quota
 from service.examples.rows import Row, RowError, RowRules
 from service.examples.schemas import ErasureRead, IngestRead, RowProblemRead
-from service.models import Example, Model, Task, Version
+from service.models import AuditAction, Example, Model, Task, Version
 from service.registry.commands import drop_states
 from service.tasks.queries import describe_task
 
@@ -36,7 +38,7 @@ def ingest(
 
     Hold the task (`get_task(…, hold=True)`) before. With `on_error="abort"` a single bad row raises
     `Unprocessable` (`invalid_examples`) and nothing is stored; with `"skip"` the good rows are. Raises
-    `Unprocessable` (`empty_body`) for a body without rows.
+    `Unprocessable` (`empty_body`) for a body without rows, `QuotaExceeded` past the tenant's storage.
     """
     loading = Loading(session, model=model, task=task)
     staged, rejections = loading.stage(rows)
@@ -47,10 +49,12 @@ def ingest(
     if rejections.count and on_error == "abort":
         raise _invalid(rejections, rows=staged + rejections.count - marked)
     loaded = loading.store()
+    if loaded.accepted:
+        check_quota(session, tenant=model.tenant_id)
     return _answer(session, task=task, loaded=loaded, good=staged - marked, rejections=rejections)
 
 
-def delete_example(session: Session, *, task: Task, example: str) -> None:
+def delete_example(session: Session, *, task: Task, example: str, actor: str) -> None:
     """Deletes a row for good, with the rows it replaced. Raises `NotFound`."""
     found = session.execute(
         select(Example.id, Example.external_id).where(Example.task_id == task.id, has_public_id(example))
@@ -62,10 +66,16 @@ def delete_example(session: Session, *, task: Task, example: str) -> None:
         chosen = Example.external_id == found[0].external_id
     rows = select(Example.id).where(Example.task_id == task.id, chosen)
     _drop_derived(session, model_id=task.model_id, examples=rows)
-    session.execute(delete(Example).where(Example.task_id == task.id, chosen))
+    deleted = session.scalars(
+        delete(Example).where(Example.task_id == task.id, chosen).returning(Example.id)
+    ).all()
+    record(
+        session, tenant=task.tenant_id, actor=actor, action=AuditAction.EXAMPLE_DELETED, target=task.id,
+        examples=[f"ex_{number}" for number in sorted(deleted)],
+    )  # fmt: skip
 
 
-def erase_subject(session: Session, *, model: Model, subject: str) -> ErasureRead:
+def erase_subject(session: Session, *, model: Model, subject: str, actor: str) -> ErasureRead:
     """Deletes every row of the data subject in the model, and says which versions were trained on any."""
     allow_long_statements(session)
     rows = select(Example.id).where(Example.model_id == model.id, Example.subject == subject)
@@ -76,11 +86,11 @@ def erase_subject(session: Session, *, model: Model, subject: str) -> ErasureRea
     drop_states(session, model_id=model.id, versions=[*versions, *inherited_by])
     deleted = session.execute(delete(Example).where(Example.model_id == model.id, Example.subject == subject))
     assert isinstance(deleted, CursorResult)  # noqa: S101  # only such results count rows
-    return ErasureRead(
-        deleted=deleted.rowcount,
-        versions=versions,
-        inherited_by=inherited_by,
-    )
+    record(
+        session, tenant=model.tenant_id, actor=actor, action=AuditAction.SUBJECT_ERASED, target=model.id,
+        deleted=deleted.rowcount, versions=versions, inherited_by=inherited_by,
+    )  # fmt: skip
+    return ErasureRead(deleted=deleted.rowcount, versions=versions, inherited_by=inherited_by)
 
 
 def erase_task(session: Session, *, task: Task) -> None:

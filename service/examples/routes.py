@@ -135,24 +135,25 @@ def read_example(
     "/models/{model}/tasks/{task}/examples/{example:path}", status_code=204, summary="Delete an example"
 )
 def delete_example(
-    model: ModelPath, task: TaskPath, example: ExamplePath, _principal: Ingester, session: SessionDep
+    model: ModelPath, task: TaskPath, example: ExamplePath, principal: Ingester, session: SessionDep
 ) -> None:
     """Deletes one row for good, with the rows it replaced. In a replay buffer the next in rank takes its place."""
     row = get_task(session, model=get_model(session, model=model), task=task)
-    commands.delete_example(session, task=row, example=example)
+    commands.delete_example(session, task=row, example=example, actor=principal.actor)
 
 
 @router.delete("/models/{model}/examples", summary="Erase a data subject")
 def erase_subject(
     model: ModelPath,
-    _principal: Ingester,
+    principal: Ingester,
     session: SessionDep,
     subject: Annotated[str, SubjectQuery],
 ) -> ErasureRead:
     """Deletes every example of one data subject, in all tasks of the model, and says which versions had learnt
     from any of them. Versions are immutable: retrain with `joint` and retire them where that is required.
     """
-    return commands.erase_subject(session, model=get_model(session, model=model), subject=subject)
+    owner = get_model(session, model=model)
+    return commands.erase_subject(session, model=owner, subject=subject, actor=principal.actor)
 
 
 def _read(row: Example) -> ExampleRead:

@@ -6,7 +6,7 @@ contradict each other, too many labels) is decided where they are loaded.
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, NoReturn
 
@@ -24,6 +24,7 @@ from service.examples.content import (
 TaskType = Literal["text-classification", "causal-lm"]
 MAX_ID_LENGTH = 128
 MAX_SUBJECT_LENGTH = 256
+MAX_METADATA_DEPTH = 150  # the fast parser's own limit is 200, of the whole body
 SHARED_FIELDS = frozenset({"id", "split", "subject", "weight", "metadata"})
 FIELDS: dict[TaskType, frozenset[str]] = {
     "text-classification": SHARED_FIELDS | {"text", "label"},
@@ -178,12 +179,30 @@ def _metadata(value: object) -> str | None:
         return None
     if not isinstance(value, dict):
         raise RowProblem("wrong_type", "`metadata` must be an object")
+    if _deeper_than(MAX_METADATA_DEPTH, value):
+        raise RowProblem(
+            "nested_too_deep", f"`metadata` may be nested {MAX_METADATA_DEPTH} levels deep at most"
+        )
     try:
         return encode_json(value)
     except ValueError:
         raise RowProblem(
             "number_out_of_range", "`metadata` holds a number that JSON readers overflow on"
         ) from None
+
+
+def _deeper_than(levels: int, value: object) -> bool:
+    inner = [value]
+    while inner and levels > 0:
+        inner = [part for item in inner for part in _parts(item) if isinstance(part, dict | list)]
+        levels -= 1
+    return bool(inner)
+
+
+def _parts(value: object) -> Iterable[object]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()
 
 
 def _second_opinion(raw: bytes, error: ValueError) -> object:

@@ -1,5 +1,6 @@
 """ORM tables, one file each; importing this package registers them all."""
 
+from service.models.audit import AuditAction, AuditEntry
 from service.models.base import Base, new_id
 from service.models.evaluation import EvalSet, Score
 from service.models.example import Example
@@ -15,6 +16,8 @@ __all__ = [
     "Alias",
     "AliasMove",
     "ApiKey",
+    "AuditAction",
+    "AuditEntry",
     "Base",
     "EvalSet",
     "Example",

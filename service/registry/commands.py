@@ -10,10 +10,11 @@ from sqlalchemy.orm import Session
 from structlog import get_logger
 
 from service.artifacts import get_store
+from service.audit.commands import record
 from service.config import get_settings
 from service.db import after_commit
 from service.errors import Conflict, PreconditionFailed, Unprocessable
-from service.models import Alias, AliasMove, Model, Update, UpdateState, Version, new_id
+from service.models import Alias, AliasMove, AuditAction, Model, Update, UpdateState, Version, new_id
 from service.queue import nudge_after_commit
 from service.registry.queries import (
     ACTIVE,
@@ -31,6 +32,13 @@ from service.updates.states import change_state
 log = get_logger(__name__)
 
 MoveKind = Literal["created", "promoted", "approved", "forced", "assigned", "rolled_back"]
+# What the gate promotes by itself is no person's act: the history tells of it.
+AUDITED_MOVES: dict[MoveKind, AuditAction] = {
+    "approved": AuditAction.CANDIDATE_APPROVED,
+    "forced": AuditAction.PROMOTION_FORCED,
+    "assigned": AuditAction.ALIAS_MOVED,
+    "rolled_back": AuditAction.CHAMPION_ROLLED_BACK,
+}
 
 
 def create_model(session: Session, *, request: ModelCreate, tenant: str, actor: str) -> Model:
@@ -89,22 +97,30 @@ def _check_base_model(request: ModelCreate) -> None:
         )  # fmt: skip
 
 
-def change_model(session: Session, *, model: str, change: ModelChange) -> Model:
+def change_model(session: Session, *, model: str, change: ModelChange, actor: str) -> Model:
     """Changes gate, buffer capacity, retention or metadata; only later updates and sweeps see it."""
     row = get_model(session, model=model, for_change=True)
     if change.gate is not None:
-        row.gate = change.gate.model_dump()
+        before, row.gate = row.gate, change.gate.model_dump()
+        record(
+            session, tenant=row.tenant_id, actor=actor, action=AuditAction.GATE_CHANGED, target=row.id,
+            before=before, after=row.gate,
+        )  # fmt: skip
     if change.replay is not None:
         row.replay = {**row.replay, "capacity": change.replay.capacity}
     if change.retention is not None:
-        row.retention = change.retention.model_dump()
+        earlier, row.retention = row.retention, change.retention.model_dump()
+        record(
+            session, tenant=row.tenant_id, actor=actor, action=AuditAction.RETENTION_CHANGED, target=row.id,
+            before=earlier, after=row.retention,
+        )  # fmt: skip
     if change.metadata is not None:
         row.user_metadata = change.metadata
     session.flush()
     return row
 
 
-def archive_model(session: Session, *, model: str) -> None:
+def archive_model(session: Session, *, model: str, actor: str) -> None:
     """Archives a model: readable, unchangeable. Archiving again changes nothing.
 
     Raises `Conflict` while an update is active or queued.
@@ -120,7 +136,12 @@ def archive_model(session: Session, *, model: str) -> None:
             f"The update {unfinished} is not finished; cancel it or wait for it, then archive.",
             code="model_busy",
         )
-    row.archived_at = row.archived_at or session.scalar(select(func.now()))
+    if row.archived_at is None:
+        row.archived_at = session.scalar(select(func.now()))
+        record(
+            session, tenant=row.tenant_id, actor=actor, action=AuditAction.MODEL_ARCHIVED, target=row.id,
+            name=row.name,
+        )  # fmt: skip
 
 
 def promote(
@@ -280,6 +301,11 @@ def _move(
         current.version, current.move_id = to, move.id
         current.updated_at = move.at
     session.flush()
+    if action := AUDITED_MOVES.get(kind):
+        record(
+            session, tenant=model.tenant_id, actor=actor, action=action, target=model.id, alias=alias,
+            from_version=from_version, to_version=to, reason=reason, update=update_id,
+        )  # fmt: skip
     if alias == CHAMPION and kind != "created":
         if kind in ("assigned", "rolled_back"):
             _settle_held(session, model=model, version=to, actor=actor, reason=reason)

@@ -68,13 +68,14 @@ def change_model(model: ModelPath, body: ModelChange, principal: Ingester, sessi
     """Changes what later updates do, and how long things are kept. Gate and retention need the scope `admin`."""
     if body.gate is not None or body.retention is not None:
         principal.require(Scope.ADMIN)
-    return queries.describe_model(session, model=commands.change_model(session, model=model, change=body))
+    row = commands.change_model(session, model=model, change=body, actor=principal.actor)
+    return queries.describe_model(session, model=row)
 
 
 @router.delete("/models/{model}", status_code=204, tags=["Models"], summary="Archive a model")
-def archive_model(model: ModelPath, _principal: Admin, session: SessionDep) -> None:
+def archive_model(model: ModelPath, principal: Admin, session: SessionDep) -> None:
     """Archives the model: it stays readable and takes no more changes. Its name stays taken."""
-    commands.archive_model(session, model=model)
+    commands.archive_model(session, model=model, actor=principal.actor)
 
 
 @router.get("/models/{model}/versions", tags=["Versions"], summary="List versions")

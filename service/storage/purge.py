@@ -4,9 +4,10 @@ from sqlalchemy import delete, or_, select
 from sqlalchemy.orm import Session
 from structlog import get_logger
 
+from service.audit.commands import record
 from service.errors import Conflict
 from service.examples.loading import allow_long_statements
-from service.models import IdempotencyKey, Model, Update, Version
+from service.models import AuditAction, IdempotencyKey, Model, Update, Version
 from service.registry.commands import discard_artifacts
 from service.registry.queries import get_model
 from service.storage.queries import model_storage
@@ -16,7 +17,7 @@ from service.updates.states import ACTIVE
 log = get_logger(__name__)
 
 
-def purge_model(session: Session, *, model: str) -> PurgeRead:
+def purge_model(session: Session, *, model: str, actor: str) -> PurgeRead:
     """Deletes an archived model with all it owns, and the artifacts nothing else refers to; says what went.
 
     Raises `NotFound`, and `Conflict` for a model that is not archived or whose candidate is being scored.
@@ -34,6 +35,10 @@ def purge_model(session: Session, *, model: str) -> PurgeRead:
     _forget_answers(session, model=row)
     session.execute(delete(Model).where(Model.id == row.id))  # foreign keys take the rest along
     discard_artifacts(session, artifacts)
+    record(
+        session, tenant=row.tenant_id, actor=actor, action=AuditAction.MODEL_PURGED, target=row.id,
+        name=row.name, examples=amounts.examples, versions=amounts.versions,
+    )  # fmt: skip
     log.info("model_purged", model=row.id, examples=amounts.examples, versions=amounts.versions)
     return PurgeRead(**amounts.model_dump(exclude={"archived"}))
 

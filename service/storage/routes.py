@@ -18,6 +18,6 @@ def read_storage(_principal: Reader, session: SessionDep) -> StorageRead:
 
 
 @router.post("/models/{model}/purge", tags=["Models"], summary="Purge an archived model")
-def purge_model(model: ModelPath, _principal: Admin, session: SessionDep) -> PurgeRead:
+def purge_model(model: ModelPath, principal: Admin, session: SessionDep) -> PurgeRead:
     """Deletes an archived model for good: tasks, examples, versions, adapters, reports, history. Its name is free again."""
-    return purge(session, model=model)
+    return purge(session, model=model, actor=principal.actor)

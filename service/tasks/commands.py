@@ -6,9 +6,10 @@ from sqlalchemy import func, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
+from service.audit.commands import record
 from service.errors import Conflict
 from service.examples.commands import erase_task
-from service.models import Model, Task, new_id
+from service.models import AuditAction, Model, Task, new_id
 from service.tasks.queries import get_task, live_tasks, unfinished_updates
 
 
@@ -42,7 +43,7 @@ def put_task(
     return existing, False
 
 
-def delete_task(session: Session, *, model: Model, task: str) -> None:
+def delete_task(session: Session, *, model: Model, task: str, actor: str) -> None:
     """Deletes the task and its examples for good; the name is free again.
 
     Waits for requests that hold the task, such as an ingest. Raises `NotFound`, and `Conflict` while an update
@@ -61,3 +62,7 @@ def delete_task(session: Session, *, model: Model, task: str) -> None:
         )  # fmt: skip
     erase_task(session, task=row)
     session.execute(update(Task).where(Task.id == row.id).values(deleted_at=func.now()))
+    record(
+        session, tenant=row.tenant_id, actor=actor, action=AuditAction.TASK_DELETED, target=row.id, name=row.name,
+        model=row.model_id,
+    )  # fmt: skip

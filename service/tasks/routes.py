@@ -60,9 +60,10 @@ def read_task(model: ModelPath, task: TaskPath, _principal: Reader, session: Ses
 
 
 @router.delete("/models/{model}/tasks/{task}", status_code=204, summary="Delete a task and its examples")
-def delete_task(model: ModelPath, task: TaskPath, _principal: Ingester, session: SessionDep) -> None:
+def delete_task(model: ModelPath, task: TaskPath, principal: Ingester, session: SessionDep) -> None:
     """Deletes the task with all its examples, for good. Versions that learnt it stay, and so do their scores.
 
     While an update that is to learn the task has not ended, this answers 409 and names it.
     """
-    commands.delete_task(session, model=get_model(session, model=model), task=task)
+    owner = get_model(session, model=model)
+    commands.delete_task(session, model=owner, task=task, actor=principal.actor)

@@ -13,6 +13,8 @@ from service.models import Model
 from service.registry.schemas import AdapterSpec
 from service.updates.schemas import StrategyInfo, StrategyRequest
 
+LONGEST_MESSAGE = 300
+
 
 @lru_cache
 def strategies() -> dict[str, StrategyInfo]:
@@ -78,12 +80,14 @@ def check_strategy(request: StrategyRequest, *, model: Model, devices: int) -> d
     if faults:
         errors = [
             FieldError(
-                loc=["body", "strategy", *fault.absolute_path], msg=fault.message, type=str(fault.validator)
+                loc=["body", "strategy", *fault.absolute_path],
+                msg=_short(fault.message),
+                type=str(fault.validator),
             )
             for fault in faults
         ]
         raise Unprocessable(
-            f"strategy '{info.name}': {faults[0].message}", code="invalid_strategy_parameters", param="strategy",
+            f"strategy '{info.name}': {_short(faults[0].message)}", code="invalid_strategy_parameters", param="strategy",
             extra=field_errors(errors),
         )  # fmt: skip
     defaults = {
@@ -92,3 +96,8 @@ def check_strategy(request: StrategyRequest, *, model: Model, devices: int) -> d
         if "default" in schema
     }
     return {**defaults, **parameters}
+
+
+def _short(message: str) -> str:
+    # The validator repeats the value it was given, however long.
+    return message if len(message) <= LONGEST_MESSAGE else f"{message[:LONGEST_MESSAGE]}…"

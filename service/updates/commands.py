@@ -5,11 +5,12 @@ from collections.abc import Sequence
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from service.audit.commands import record
 from service.config import get_settings
 from service.errors import Conflict, TooManyRequests, Unprocessable
 from service.evaluations.gate import GatePolicy, eval_size_warnings
 from service.examples.queries import count_eval, count_fresh, visible_labels
-from service.models import Model, Task, Update, UpdateState, Version, VersionTask, new_id
+from service.models import AuditAction, Model, Task, Update, UpdateState, Version, VersionTask, new_id
 from service.queue import nudge_after_commit
 from service.registry.commands import promote
 from service.registry.queries import get_champion, get_model, get_version, require_artifact
@@ -237,6 +238,10 @@ def reject_update(session: Session, *, update_id: str, actor: str, reason: str |
     """Rejects a held candidate; its version stays readable. Raises `Conflict` when it is not held."""
     update = get_update(session, update_id=update_id, lock=True)
     _require_held(update)
+    record(
+        session, tenant=update.tenant_id, actor=actor, action=AuditAction.CANDIDATE_REJECTED, target=update.id,
+        version=update.version, reason=reason,
+    )  # fmt: skip
     return _decide(session, update=update, to=UpdateState.REJECTED, actor=actor, reason=reason)
 
 

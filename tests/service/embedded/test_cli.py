@@ -97,6 +97,7 @@ def test_a_newcomer_is_pointed_at_the_one_command_that_starts_everything(palimps
         ("migrate", "CREATEROLE"),
         ("keys create", "--tenant shop --scopes read,ingest,train"),
         ("keys list", "without their secrets"),
+        ("keys rotate", "--overlap"),
         ("keys revoke", "at once"),
     ],
 )
@@ -242,3 +243,23 @@ def test_the_command_line_loads_neither_the_workers_nor_the_training_libraries()
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=SOURCE
     )
     assert result.stdout == "set()\n"
+
+
+def test_a_key_is_rotated_with_and_without_an_overlap(palimpsest, database_url):
+    arguments = ["--tenant", "shop", "--json"]
+    made = palimpsest("keys", "create", "--scopes", "read", *arguments, DATABASE_URL=database_url)
+    key = json.loads(made.stdout)
+    rotated = json.loads(
+        palimpsest(
+            "keys", "rotate", key["prefix"], "--overlap", "12h", *arguments, DATABASE_URL=database_url
+        ).stdout
+    )
+    assert rotated["id"] == key["id"]
+    assert rotated["api_key"] != key["api_key"]
+    assert rotated["previous_secret_valid_until"]
+    alone = palimpsest("keys", "rotate", key["id"], "--tenant", "shop", DATABASE_URL=database_url)
+    assert alone.stdout.startswith(f"plm_{key['prefix']}_")
+    assert len(alone.stdout.splitlines()) == 1
+    wrong = palimpsest("keys", "rotate", key["id"], "--overlap", "soon", *arguments)
+    assert wrong.returncode == 2
+    assert "--overlap" in wrong.stderr

@@ -5,6 +5,8 @@ import json
 import os
 import signal
 import sys
+from contextlib import suppress
+from dataclasses import astuple
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -14,6 +16,7 @@ import redis
 
 from service.embedded import PostgresServer, Stack, ValkeyServer
 from service.embedded.ports import free_port
+from service.embedded.state import read_running
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("nothing_given")]
 
@@ -158,3 +161,32 @@ def test_a_database_that_does_not_answer_is_told_in_the_migrations_own_words(tmp
     assert "does not answer" in error
     assert "secret" not in error
     assert "Traceback" not in error
+
+
+def test_no_secret_stands_in_a_command_line_or_a_log(launchers, tmp_path):
+    launcher = launchers.palimpsest("up", "--state", tmp_path, "--workers", "0")
+    seen: set[bytes] = set()
+
+    def look() -> bool:
+        for pid in launchers.below(launcher.pid) | {launcher.pid}:
+            with suppress(FileNotFoundError, ProcessLookupError):
+                seen.add(Path(f"/proc/{pid}/cmdline").read_bytes())
+        return text_of(tmp_path / "connection.json") is not None
+
+    assert launchers.until(look, seconds=UP_SECONDS)
+    connection, secrets = read_running(tmp_path)
+    status, made = call(
+        connection.url, "POST", "/v1/keys", api_key=connection.api_key, body={"name": "n", "scopes": ["read"]}
+    )
+    assert status == 201
+    assert call(connection.url, "GET", "/v1/models", api_key=made["api_key"])[0] == 200
+    assert call(connection.url, "GET", "/v1/models", api_key=made["api_key"][:-1] + "!")[0] == 401
+    look()
+    launcher.send_signal(signal.SIGTERM)
+    printed = "".join(launcher.communicate(timeout=30))
+    logs = [path.read_text(errors="replace") for path in sorted((tmp_path / "logs").iterdir())]
+    told = "\n".join([printed, *logs, *(line.decode(errors="replace") for line in seen)])
+    assert any(b"postgres" in line for line in seen)
+    assert any("uvicorn" in text for text in logs)
+    hidden = [*astuple(secrets), connection.api_key, made["api_key"]]
+    assert not [secret for secret in hidden if secret.rsplit("_", 1)[-1] in told]
