@@ -35,10 +35,12 @@ WITHOUT_IDS = {
     "GET /v1/keys": 200,
     "POST /v1/keys": 422,
     "GET /v1/audit": 200,
+    "GET /v1/storage": 200,
     "GET /v1/strategies": 200,
     "GET /v1/strategies/{strategy}": 200,
     "GET /livez": 200,
     "GET /readyz": 200,
+    "GET /metrics": 200,  # totals over all tenants, without names
 }
 # What its owner is not shown either: the base has none.
 EMPTY_FOR_THE_OWNER = {
