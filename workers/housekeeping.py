@@ -7,7 +7,6 @@ import shutil
 import signal
 import tempfile
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -42,16 +41,28 @@ RETENTION_BATCHES = 40
 
 
 def sweep_forever(stopping: threading.Event) -> None:
-    """Sweeps every few seconds until told to stop; a failing database or broker is waited out."""
-    swept_store = 0.0
-    while not stopping.wait(get_settings().sweep_seconds):
+    """Sweeps every few seconds until told to stop; a failing database or broker is waited out.
+
+    What may take minutes has a thread of its own: nothing delays the return of an expired lease.
+    """
+    seldom = threading.Thread(
+        target=_sweep_every, args=(STORE_SWEEP_SECONDS, sweep_seldom, stopping), name="seldom", daemon=True
+    )
+    seldom.start()
+    _sweep_every(get_settings().sweep_seconds, sweep_updates, stopping)
+
+
+def sweep_seldom() -> None:
+    """Applies retention and removes what nothing refers to."""
+    sweep_retention()
+    sweep_store()
+    sweep_work_folders()
+
+
+def _sweep_every(seconds: float, sweep: Callable[[], object], stopping: threading.Event) -> None:
+    while not stopping.wait(seconds):
         try:
-            sweep_updates()
-            if time.monotonic() - swept_store > STORE_SWEEP_SECONDS:
-                swept_store = time.monotonic()
-                sweep_retention()
-                sweep_store()
-                sweep_work_folders()
+            sweep()
         except (SQLAlchemyError, RedisError, OSError) as error:
             log.warning(
                 "sweep_failed",

@@ -24,6 +24,7 @@ from service.config import get_settings
 from service.db import session_scope
 from service.errors import ServiceError
 from service.evaluations.gate import GatePolicy, Verdict, decide, to_json, what_happens
+from service.examples.commands import hold_erasures
 from service.examples.queries import count_stored, fresh_rows
 from service.models import Model, Update, UpdateState, Version, VersionTask
 from service.registry.commands import promote
@@ -35,7 +36,7 @@ from service.updates.states import change_state
 from service.version import VERSION
 from workers.child import Trainer
 from workers.lease import Lease, LeaseLost
-from workers.preparation import Plan, TaskSlice, prepare_update, version_folder
+from workers.preparation import Plan, StateErased, TaskSlice, prepare_update, version_folder
 from workers.scoring import (
     Candidate,
     Key,
@@ -117,7 +118,10 @@ def _carry(claim: Claim, work: Path, *, stopping: threading.Event) -> None:
 
 def _learn(claim: Claim, lease: Lease, work: Path) -> UpdateState:
     """A new update: train a candidate, then judge it."""
-    plan = prepare_update(claim, work=work)
+    try:
+        plan = prepare_update(claim, work=work)
+    except StateErased:
+        raise TrainedOnErased from None
     with Trainer() as trainer:
         result = trainer.train(plan.request, on_progress=lease.report, watch=lease.watch)
         lease.check()
@@ -145,10 +149,12 @@ def _learn(claim: Claim, lease: Lease, work: Path) -> UpdateState:
 
 def _put_state(folder: Path, work: Path) -> tuple[str, int] | None:
     """Stores the strategy's state apart from the version, so that an erasure can drop it and leave the version whole."""
+    apart = work / "state"
+    shutil.rmtree(
+        apart, ignore_errors=True
+    )  # of an earlier attempt, derived from rows that may be gone by now
     if not (folder / "state").exists():
         return None
-    apart = work / "state"
-    shutil.rmtree(apart, ignore_errors=True)
     (folder / "state").rename(apart)
     return get_store().put_folder(apart)
 
@@ -216,6 +222,7 @@ def _record(
         session.connection().exec_driver_sql(
             f"SET LOCAL statement_timeout = '{STATEMENT_TIMEOUT_OF_RECORDING}'"
         )
+        hold_erasures(session, model_id=claim.model_id)
         model = get_model(session, model=claim.model_id, lock=True)
         champion = get_champion(session, model=model, lock=True)
         if champion.version != round_.champion.number:

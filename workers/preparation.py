@@ -11,7 +11,7 @@ from pathlib import Path
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from service.artifacts import get_store
+from service.artifacts import ArtifactDamaged, get_store
 from service.config import BaseCheckpoint, get_settings
 from service.db import session_scope
 from service.errors import ServiceError
@@ -37,6 +37,10 @@ class BaseModelMissing(ServiceError):
     """The base model is in the catalogue, but not on this worker's disk."""
 
     status, code = 500, "base_model_missing"
+
+
+class StateErased(Exception):
+    """The parent's state was dropped by an erasure while the update was prepared: it has to be prepared again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,7 +239,23 @@ def state_folder(version: Version, *, work: Path) -> Path:
         empty.mkdir(parents=True, exist_ok=True)
         return empty
     target = work / "states" / version.state_sha256
-    return target if target.exists() else get_store().get_folder(version.state_sha256, target)
+    if target.exists():
+        return target
+    try:
+        return get_store().get_folder(version.state_sha256, target)
+    except ArtifactDamaged:
+        if _state_now(version) == version.state_sha256:
+            raise
+        raise StateErased from None
+
+
+def _state_now(version: Version) -> str | None:
+    with session_scope(tenant=version.tenant_id, role="worker") as session:
+        return session.scalar(
+            select(Version.state_sha256).where(
+                Version.model_id == version.model_id, Version.number == version.number
+            )
+        )
 
 
 def base_folder(name: str) -> BaseFolder:

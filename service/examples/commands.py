@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Literal
 
-from sqlalchemy import CursorResult, Select, delete, func, select
+from sqlalchemy import CursorResult, Select, delete, func, select, text
 from sqlalchemy.orm import Session
 
 from service.audit.commands import record
@@ -54,8 +54,20 @@ def ingest(
     return _answer(session, task=task, loaded=loaded, good=staged - marked, rejections=rejections)
 
 
+def hold_erasures(session: Session, *, model_id: str) -> None:
+    """Keeps erasures and the recording of new versions of one model apart until the transaction ends.
+
+    Neither sees what the other has not committed: a version trained on rows that are just being erased would live,
+    and its derived state with it. Taken before any row is locked, by both.
+    """
+    session.execute(
+        text("SELECT pg_advisory_xact_lock(hashtextextended('erasure:' || :model, 0))"), {"model": model_id}
+    )
+
+
 def delete_example(session: Session, *, task: Task, example: str, actor: str) -> None:
     """Deletes a row for good, with the rows it replaced. Raises `NotFound`."""
+    hold_erasures(session, model_id=task.model_id)
     found = session.execute(
         select(Example.id, Example.external_id).where(Example.task_id == task.id, has_public_id(example))
     ).all()
@@ -65,7 +77,7 @@ def delete_example(session: Session, *, task: Task, example: str, actor: str) ->
     if found[0].external_id is not None:
         chosen = Example.external_id == found[0].external_id
     rows = select(Example.id).where(Example.task_id == task.id, chosen)
-    _drop_derived(session, model_id=task.model_id, examples=rows)
+    drop_derived(session, model_id=task.model_id, examples=rows)
     deleted = session.scalars(
         delete(Example).where(Example.task_id == task.id, chosen).returning(Example.id)
     ).all()
@@ -78,6 +90,7 @@ def delete_example(session: Session, *, task: Task, example: str, actor: str) ->
 def erase_subject(session: Session, *, model: Model, subject: str, actor: str) -> ErasureRead:
     """Deletes every row of the data subject in the model, and says which versions were trained on any."""
     allow_long_statements(session)
+    hold_erasures(session, model_id=model.id)
     rows = select(Example.id).where(Example.model_id == model.id, Example.subject == subject)
     # Locked first: a version that is just admitting one of the rows commits before it is asked for below.
     session.execute(select(func.count()).select_from(rows.with_for_update().subquery()))
@@ -97,11 +110,11 @@ def erase_task(session: Session, *, task: Task) -> None:
     """Deletes every row of the task."""
     allow_long_statements(session)
     rows = select(Example.id).where(Example.task_id == task.id)
-    _drop_derived(session, model_id=task.model_id, examples=rows)
+    drop_derived(session, model_id=task.model_id, examples=rows)
     session.execute(delete(Example).where(Example.task_id == task.id))
 
 
-def _drop_derived(session: Session, *, model_id: str, examples: Select[int]) -> None:
+def drop_derived(session: Session, *, model_id: str, examples: Select[int]) -> None:
     """Drops what strategies derived from the examples: Fisher information, Gram matrices, soft targets."""
     versions = versions_that_learnt(session, model_id=model_id, examples=examples)
     inherited_by = _descendants(session, model_id=model_id, versions=versions)

@@ -10,6 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 UNMATCHED = "unmatched"
+API_PREFIX = "/v1"
 
 registry = CollectorRegistry()
 ProcessCollector(registry=registry)
@@ -60,10 +61,10 @@ def route_template(scope: Scope) -> str:
     declared: str | None = getattr(scope.get("route"), "path", None)
     if declared is None:
         return UNMATCHED
-    # A router knows its routes without the prefix it was included under; no parameter spans a slash.
-    segments = scope["path"].split("/")
-    prefix = segments[: max(len(segments) - declared.count("/"), 0)]
-    return "/".join(prefix) + declared
+    # A router knows its routes without the prefix it was included under. Nothing of the path itself is taken over: a
+    # parameter may span slashes, and what callers write must not make new series.
+    inside = scope["path"].startswith(f"{API_PREFIX}/") and not declared.startswith(f"{API_PREFIX}/")
+    return f"{API_PREFIX}{declared}" if inside else declared
 
 
 def _method(scope: Scope) -> str:

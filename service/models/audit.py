@@ -17,6 +17,7 @@ class AuditAction(StrEnum):
     KEY_ROTATED = "key.rotated"  # the key; how long the old secret stays valid
     KEY_REVOKED = "key.revoked"  # the key; its prefix and name
     GATE_CHANGED = "model.gate_changed"  # the model; the policy before and after
+    GUARD_CHANGED = "task.guard_changed"  # the task; its name and whether it is guarded now
     RETENTION_CHANGED = "model.retention_changed"  # the model; the limits before and after
     MODEL_PURGED = "model.purged"  # the model; its name and how much went
     MODEL_ARCHIVED = "model.archived"  # the model; its name

@@ -2,7 +2,7 @@
 
 Examples stay, however old, while they are in the replay buffer of a live head or of one of the newest versions, and eval examples while a version
 that learnt their task (or guards it) may be scored on them: without them scores could neither be compared nor
-shown. What strategies derived from removed examples stays too; an erasure drops it, retention does not.
+shown. What strategies derived from removed examples goes with them, as in an erasure: nobody could tell later whose it was.
 """
 
 from typing import Any
@@ -15,16 +15,20 @@ from sqlalchemy import (
     Delete,
     all_,
     and_,
+    any_,
     delete,
     func,
     literal,
     or_,
     select,
+    text,
     union,
     update,
 )
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
+from service.examples import statements
+from service.examples.commands import drop_derived, hold_erasures
 from service.examples.loading import allow_long_statements
 from service.models import Example, Model, Task, Update, UpdateEvent, Version, VersionTask
 from service.registry.commands import discard_artifacts
@@ -73,11 +77,16 @@ def delete_old_examples(session: Session, *, model: str, limit: int) -> int:
 
     Rows that an update is about to read stay until it has ended: a model with queued or active updates is passed over.
     """
+    row = get_model(session, model=model)
+    allow_long_statements(session)
+    # In the order of erasures and ingests, which take the model's row last.
+    hold_erasures(session, model_id=row.id)
+    session.execute(text(statements.LOCK_INGEST), {"tenant": row.tenant_id, "model": row.id})
     row = get_model(session, model=model, lock=True)
     kept = RetentionSpec(**row.retention)
     if kept.examples_days is None or is_busy(session, model=row):
         return 0
-    allow_long_statements(session)
+    session.execute(text("SET LOCAL plan_cache_mode = force_custom_plan"))  # hashes the buffered ids
     buffered = buffered_examples(session, model=row, newest=min(kept.versions or 1, MOST_BUFFERS))
     old = (
         select(Example.id)
@@ -89,7 +98,12 @@ def delete_old_examples(session: Session, *, model: str, limit: int) -> int:
         )
         .limit(limit)
     )
-    return _count(session, delete(Example).where(Example.id.in_(old)))
+    ids = list(session.scalars(old))
+    if not ids:
+        return 0
+    chosen = select(Example.id).where(Example.id == any_(literal(ids, ARRAY(BigInteger))))
+    drop_derived(session, model_id=row.id, examples=chosen)
+    return _count(session, delete(Example).where(Example.id.in_(chosen)))
 
 
 def _scored_tasks(model: Model) -> ColumnElement[str]:

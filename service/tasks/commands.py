@@ -8,13 +8,19 @@ from sqlalchemy.orm import Session
 
 from service.audit.commands import record
 from service.errors import Conflict
-from service.examples.commands import erase_task
+from service.examples.commands import erase_task, hold_erasures
 from service.models import AuditAction, Model, Task, new_id
 from service.tasks.queries import get_task, live_tasks, unfinished_updates
 
 
 def put_task(
-    session: Session, *, model: Model, task: str, metadata: dict[str, Any] | None, guarded: bool | None = None
+    session: Session,
+    *,
+    model: Model,
+    task: str,
+    metadata: dict[str, Any] | None,
+    guarded: bool | None = None,
+    actor: str,
 ) -> tuple[Task, bool]:
     """Makes sure that the model has a task of this name; returns it and whether it is new.
 
@@ -33,14 +39,24 @@ def put_task(
     )  # fmt: skip
     created = session.scalar(statement)
     if created is not None:
+        if created.guarded:
+            _audit_guard(session, task=created, actor=actor)
         return created, True
     existing = get_task(session, model=model, task=task)
     if metadata is not None:
         existing.user_metadata = metadata
-    if guarded is not None:
+    if guarded is not None and guarded != existing.guarded:
         existing.guarded = guarded
+        _audit_guard(session, task=existing, actor=actor)
     session.flush()
     return existing, False
+
+
+def _audit_guard(session: Session, *, task: Task, actor: str) -> None:
+    record(
+        session, tenant=task.tenant_id, actor=actor, action=AuditAction.GUARD_CHANGED, target=task.id,
+        name=task.name, guarded=task.guarded,
+    )  # fmt: skip
 
 
 def delete_task(session: Session, *, model: Model, task: str, actor: str) -> None:
@@ -50,6 +66,7 @@ def delete_task(session: Session, *, model: Model, task: str, actor: str) -> Non
     that is to learn the task has not ended.
     """
     get_task(session, model=model, task=task)
+    hold_erasures(session, model_id=model.id)
     row = session.scalar(live_tasks(model=model).where(Task.name == task).with_for_update())
     if row is None:  # deleted by someone else while this request waited
         return

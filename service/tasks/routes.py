@@ -6,6 +6,7 @@ from service.dependencies import Ingester, Page, PageDep, Reader, SessionDep, pa
 from service.models import Task
 from service.registry.queries import get_model
 from service.schemas import ModelPath
+from service.security import Scope
 from service.tasks import commands, queries
 from service.tasks.schemas import TaskPath, TaskPut, TaskRead
 
@@ -23,7 +24,7 @@ router = APIRouter(tags=["Tasks"])
 def put_task(
     model: ModelPath,
     task: TaskPath,
-    _principal: Ingester,
+    principal: Ingester,
     session: SessionDep,
     response: Response,
     body: TaskPut | None = Body(default=None),
@@ -35,8 +36,10 @@ def put_task(
     """
     owner = get_model(session, model=model, for_change=True)
     given = body or TaskPut()
+    if given.guarded is not None:
+        principal.require(Scope.ADMIN)  # it changes what the gate asks for
     row, created = commands.put_task(
-        session, model=owner, task=task, metadata=given.metadata, guarded=given.guarded
+        session, model=owner, task=task, metadata=given.metadata, guarded=given.guarded, actor=principal.actor
     )
     if created:
         response.status_code = 201

@@ -33,7 +33,7 @@ class TaskPut(BaseModel):
     guarded: bool | None = Field(
         default=None,
         description="true: every update is evaluated on this task and must not lose on it, learnt or not; for what the "
-        "base can do, such as general text. Left out, it stays as it is",
+        "base can do, such as general text. Needs the scope `admin`. Left out, it stays as it is",
     )
 
 

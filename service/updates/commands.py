@@ -170,7 +170,11 @@ def _gate_warnings(session: Session, *, model: Model, parent: Version, cut: int)
     )
     if _is_graded(model):  # what decides there is the spread of the scores, which nobody knows yet
         return []
-    sizes = {name: count_eval(session, task_id=task_id, cut=cut) for task_id, name in old}
+    guarded = session.execute(
+        select(Task.id, Task.name).where(Task.model_id == model.id, Task.guarded, Task.deleted_at.is_(None))
+    )
+    judged = {task_id: name for task_id, name in [*old, *guarded]}  # noqa: C416  # rows are no pairs to mypy
+    sizes = {name: count_eval(session, task_id=task_id, cut=cut) for task_id, name in judged.items()}
     return eval_size_warnings(GatePolicy(**model.gate), sizes) if sizes else []
 
 

@@ -21,15 +21,27 @@ from torch import Tensor
 
 from workers.evaluation.kept import kept
 from workers.training.adapters import attach
-from workers.training.base_models import check_base, check_length, load_decoder, load_tokenizer
+from workers.training.base_models import (
+    check_base,
+    check_length,
+    load_decoder,
+    load_tokenizer,
+    longest_sequence,
+)
 from workers.training.batches import Pick, TokenTable, in_length_order
-from workers.training.contract import EvaluateRequest, Outcomes, TrainingSettings
+from workers.training.contract import EvaluateRequest, Outcomes
 from workers.training.devices import autocast, choose_device
 from workers.training.language_model import LanguageModel
 from workers.training.packing import pack
 from workers.training.sequences import as_table, encode, read_causal_rows
 from workers.training.versions import Version, read_version
 from workers.training.watching import Watch
+
+GRADED_TOKENS = 1024
+"""Longest row that is graded whole: one length for all versions, since a mean over other tokens is another yardstick."""
+
+LARGEST_EXPONENT = 700.0
+"""Beyond it a perplexity is no float any more: the model has diverged, and a report must still be able to say so."""
 
 TOKENS_PER_BATCH = 2048
 """Bounds a batch besides its rows: logits over a vocabulary of 50,000 take 200 kB per answer token."""
@@ -59,7 +71,7 @@ def causal_outcomes(request: EvaluateRequest, watch: Watch, *, began: float) -> 
     table, prompted, whole = tokenised(request, version, watch)
     grades = graded(request, version, table, watch)
     mean = grades.log_likelihood / np.maximum(1, grades.tokens)
-    correct = grades.greedy & prompted & whole
+    correct = grades.greedy & prompted & whole & (grades.tokens > 0)
     return Outcomes(
         example_ids=tuple(table.ids.tolist()),
         predicted=(-1,) * len(table),
@@ -74,10 +86,10 @@ def causal_outcomes(request: EvaluateRequest, watch: Watch, *, began: float) -> 
 
 def measures(grades: Grades, correct: NDArray[np.bool_], prompted: NDArray[np.bool_]) -> Mapping[str, float]:
     """The set's perplexity exp(-sum log p / sum tokens), mean token log-likelihood, and share of exact answers."""
-    if len(grades.tokens) == 0:
+    if grades.tokens.sum() == 0:
         return {}
     mean = float(grades.log_likelihood.sum() / grades.tokens.sum())
-    found = {"perplexity": float(np.exp(-mean)), "mean_log_likelihood": mean}
+    found = {"perplexity": float(np.exp(min(-mean, LARGEST_EXPONENT))), "mean_log_likelihood": mean}
     if prompted.any():
         found["exact_match"] = float(correct[prompted].mean())
     return found
@@ -88,13 +100,13 @@ def tokenised(
 ) -> tuple[TokenTable, NDArray[np.bool_], NDArray[np.bool_]]:
     """The rows as a table; which of them ask for an answer; which have all of theirs within the maximum length."""
     tokenizer = load_tokenizer(request.base)
-    trained_with = TrainingSettings().max_length if version is None else version.max_length
-    max_length = request.max_length or trained_with
+    max_length = request.max_length or min(GRADED_TOKENS, longest_sequence(request.base, tokenizer))
     check_length(max_length, request.base, tokenizer)
     rows = read_causal_rows(request.rows)
     sequences = encode(
-        rows, tokenizer, max_length=max_length, poll=lambda done: watch.at("tokenising", done, len(rows))
-    )
+        rows, tokenizer, max_length=max_length, poll=lambda done: watch.at("tokenising", done, len(rows)),
+        unanswered=True,
+    )  # fmt: skip
     return (
         as_table(sequences, [row.id for row in rows], padding_id=tokenizer.pad_token_id),
         np.array([row.prompted for row in rows], dtype=np.bool_),

@@ -3,10 +3,13 @@
 One model at a time, per process. A version folder that was written anew counts as another version.
 """
 
+import gc
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
+
+import torch
 
 from workers.training.contract import EvaluateRequest
 
@@ -36,6 +39,9 @@ def kept(request: EvaluateRequest, load: Callable[[], Model]) -> Model:
 def forget() -> None:
     """Let go of the model; training needs the memory."""
     _kept.key = _kept.model = None
+    gc.collect()  # a language model is part of a cycle: its output layer's hook refers back to it
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        torch.cuda.empty_cache()
 
 
 def _file_keys(version: str | None) -> Key:

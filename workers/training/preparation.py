@@ -39,6 +39,8 @@ def prepare(request: TrainRequest, strategy: Strategy, watch: Watch) -> tuple[Ru
     watch.at("loading")
     request = replace(request, base=plain_base(request.base))
     sha256 = check_base(request.base)
+    # A checkpoint of a run on other weights is no checkpoint of this one.
+    request = replace(request, base=replace(request.base, sha256=sha256))
     parent = read_parent(request, strategy, sha256)
     fresh, replay = read_tables(request, watch)
     watch.at("preparing")

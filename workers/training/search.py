@@ -33,7 +33,9 @@ UNFIT = frozenset(
 )
 """Why a strategy cannot take an update that others may."""
 
-DIVERGED = frozenset({"non_finite_loss", "non_finite_gradient", "non_finite_features"})
+DIVERGED = frozenset(
+    {"non_finite_loss", "non_finite_gradient", "non_finite_parameters", "non_finite_features"}
+)
 
 FEWEST_STEPS = 4
 """A trial of fewer steps says nothing."""
@@ -98,7 +100,7 @@ def choose(request: TrainRequest, params: Params, on_progress: OnProgress, shoul
         record["reason"] = "no parent: nothing can be forgotten, so there is nothing to weigh"
         return Choice([Candidate("sequential")], record)
     fit = fitting(request, bool(split.replay), skipped)
-    if not split.held_fresh or not (split.held_replay or params.stability_weight == 0):
+    if not split.fresh or not split.held_fresh or not (split.held_replay or params.stability_weight == 0):
         record["reason"] = (
             "too few fresh or buffered rows to hold any out, so that trials could not be compared"
         )

@@ -91,9 +91,16 @@ def _content(value: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def encode(
-    rows: Sequence[CausalRow], tokenizer: Any, *, max_length: int, poll: Callable[[int], None]
+    rows: Sequence[CausalRow],
+    tokenizer: Any,
+    *,
+    max_length: int,
+    poll: Callable[[int], None],
+    unanswered: bool = False,
 ) -> list[TokenSequence]:
     """Tokenise every row once; `poll` is called with the rows done between chunks.
+
+    With `unanswered`, rows of which nothing can be predicted (a text of one token) come without answers.
 
     Raises:
         TrainingFailed: `no_answer` when nothing of a row can be predicted, `no_chat_template` for messages to a
@@ -107,21 +114,25 @@ def encode(
         texts = [text for row in stretches for text, _ in row]
         tokens = iter(tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"])
         for row, parts in zip(chunk, stretches, strict=True):
-            sequences.append(_sequence(row, [(next(tokens), answer) for _, answer in parts], max_length))
+            sequence = _sequence([(next(tokens), answer) for _, answer in parts], max_length)
+            if not (unanswered or sequence.answers.any()):
+                raise _no_answer(row)
+            sequences.append(sequence)
     return sequences
 
 
-def _sequence(row: CausalRow, parts: Sequence[tuple[Sequence[int], bool]], max_length: int) -> TokenSequence:
+def _no_answer(row: CausalRow) -> TrainingFailed:
+    return TrainingFailed(
+        "no_answer",
+        f"row {row.id} has no token that could be predicted from one before it",
+        {"id": row.id},
+    )
+
+
+def _sequence(parts: Sequence[tuple[Sequence[int], bool]], max_length: int) -> TokenSequence:
     tokens = np.concatenate([np.asarray(ids, dtype=np.int32) for ids, _ in parts])
     answers = np.concatenate([np.full(len(ids), answer) for ids, answer in parts])
-    sequence = cut(tokens, answers, max_length)
-    if not sequence.answers.any():
-        raise TrainingFailed(
-            "no_answer",
-            f"row {row.id} has no token that could be predicted from one before it",
-            {"id": row.id},
-        )
-    return sequence
+    return cut(tokens, answers, max_length)
 
 
 def _stretches(row: CausalRow, tokenizer: Any) -> list[tuple[str, bool]]:

@@ -106,12 +106,14 @@ def led(request: TrainRequest, watch: Watch) -> Iterator[Team]:
         yield Team()
         return
     with tempfile.TemporaryDirectory(prefix="ranks-", dir=Path(request.output).parent) as folder:
-        ranks = [started(Job(request, rank, folder, torch.get_num_threads())) for rank in range(1, size)]
+        ranks: list[subprocess.Popen[bytes]] = []
         try:
+            for rank in range(1, size):
+                started(Job(request, rank, folder, torch.get_num_threads()), ranks)
             await_ranks(ranks, Path(folder), watch)
             meet(0, size, folder)
             yield Team(0, size)
-        except RuntimeError as error:
+        except (RuntimeError, OSError) as error:
             reason = lost(ranks, Path(folder))
             if reason is None:
                 raise
@@ -125,8 +127,8 @@ def led(request: TrainRequest, watch: Watch) -> Iterator[Team]:
             leave()
 
 
-def started(job: Job) -> "subprocess.Popen[bytes]":
-    """Start one rank. It lives no longer than its standard input, which closes with this process."""
+def started(job: Job, ranks: "list[subprocess.Popen[bytes]]") -> None:
+    """Start one rank and add it to `ranks`. It lives no longer than its standard input, which closes with this process."""
     root = str(Path(__file__).parents[2])
     path = os.pathsep.join(part for part in (root, os.environ.get("PYTHONPATH")) if part)
     with Path(job.folder, f"errors-{job.rank}").open("wb") as errors:
@@ -135,10 +137,10 @@ def started(job: Job) -> "subprocess.Popen[bytes]":
             stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=errors,
             env={**os.environ, "PYTHONPATH": path},
         )  # fmt: skip
+    ranks.append(process)  # before anything else can go wrong: whoever is listed is ended
     assert process.stdin is not None  # noqa: S101 - it was asked for above
     process.stdin.write(pickle.dumps(job))
     process.stdin.flush()
-    return process
 
 
 def await_ranks(ranks: Sequence["subprocess.Popen[bytes]"], folder: Path, watch: Watch) -> None:

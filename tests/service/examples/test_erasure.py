@@ -1,14 +1,17 @@
 """Reading single rows, deleting them, and erasing a data subject."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import pytest
 from fastapi.testclient import TestClient
 from httpx import Response
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from service.db import session_scope
+from service.examples.commands import hold_erasures
 
 Post = Callable[..., Response]
 Rows = Callable[..., list[dict[str, Any]]]
@@ -33,6 +36,23 @@ def teach(*, version: int, lineage: list[int], subject: str | None) -> None:
             ),
             values,
         )
+
+
+def test_an_erasure_waits_for_a_version_that_is_being_recorded(client: TestClient, post: Post) -> None:
+    post({"id": "one", "text": "a text", "label": "a", "subject": "anna"}, {"text": "another", "label": "b"})
+    calls = (
+        lambda: client.delete(f"{URL}/one"),
+        lambda: client.delete("/v1/models/support/examples", params={"subject": "anna"}),
+        lambda: client.delete("/v1/models/support/tasks/refunds"),
+    )
+    for call in calls:
+        with ThreadPoolExecutor(1) as pool:
+            with session_scope(tenant="acme", role="worker") as session:
+                hold_erasures(session, model_id=session.scalars(text("SELECT id FROM models")).one())
+                answer = pool.submit(call)
+                with pytest.raises(TimeoutError):
+                    answer.result(timeout=0.5)
+            assert answer.result(timeout=10).status_code in (200, 204)
 
 
 def test_rows_are_listed_page_by_page_in_the_order_they_came(client: TestClient, post: Post) -> None:

@@ -66,6 +66,17 @@ def test_requests_are_counted_by_route_template_and_never_by_path(client: TestCl
     assert "secret-name" not in str(after.keys())
 
 
+def test_slashes_within_a_parameter_make_no_new_series_and_show_no_name(
+    client: TestClient, scrape: Scrape
+) -> None:
+    path = "/v1/models/secret-name/tasks/hidden/examples/a/b/c/d/e/f/g"
+    client.get(path, headers={"Authorization": "none"})
+    labels = {
+        key for key in scrape() if "secret-name" in str(key) or "a/b" in str(key) or "examples/a" in str(key)
+    }
+    assert labels == set()
+
+
 def test_queue_states_and_storage_are_those_of_the_database(world: World, scrape: Scrape) -> None:
     world.model()
     world.task("a")

@@ -4,6 +4,7 @@ from fastapi.testclient import TestClient
 from sqlalchemy import text
 
 from service.db import session_scope
+from tests.scenes import make_client
 
 MODEL = {"name": "support", "base_model": "minilm-l6", "task_type": "text-classification"}
 REFUNDS = "/v1/models/support/tasks/refunds"
@@ -120,3 +121,17 @@ def test_a_task_in_an_unfinished_update_is_not_deleted(client: TestClient) -> No
     assert answer.json()["updates"] == ["upd_1"]
     end_update()
     assert client.delete(REFUNDS).status_code == 204
+
+
+def test_only_an_admin_guards_a_task_and_the_audit_tells(client: TestClient) -> None:
+    assert client.post("/v1/models", json=MODEL).status_code == 201
+    ingester = make_client("acme", "read", "ingest")
+    path = "/v1/models/support/tasks/golden"
+    assert ingester.put(path, json={"guarded": True}).status_code == 403
+    assert ingester.put(path).json()["guarded"] is False
+    assert client.put(path, json={"guarded": True}).json()["guarded"] is True
+    assert ingester.put(path, json={"metadata": {"a": 1}}).json()["guarded"] is True
+    acts = [
+        entry for entry in client.get("/v1/audit").json()["data"] if entry["action"] == "task.guard_changed"
+    ]
+    assert [entry["data"]["guarded"] for entry in acts] == [True]

@@ -172,6 +172,32 @@ def test_an_answer_cut_at_the_maximum_length_is_not_exact(
     assert outcomes.measures["exact_match"] == 0.0
 
 
+def test_an_eval_row_that_nothing_can_be_asked_of_takes_no_part(
+    causal_rows: Any, tiny_lm: BaseFolder, write_rows: Any, quietly: Any
+) -> None:
+    rows = causal_rows(1)[:3]
+    alone = scored(tiny_lm, None, write_rows("eval", rows), quietly)
+    mute = {"id": 999, "task": "t", "text": "a"}
+    outcomes = scored(tiny_lm, None, write_rows("more", [*rows, mute]), quietly)
+    assert (outcomes.graded[-1], outcomes.correct[-1]) == (0.0, False)
+    assert outcomes.measures == pytest.approx(alone.measures)
+    assert scored(tiny_lm, None, write_rows("mute", [mute]), quietly).measures == {}
+
+
+def test_base_and_versions_are_graded_on_the_same_tokens_whatever_they_trained_with(
+    causal_request: RequestFor, tiny_lm: BaseFolder, write_rows: Any, quietly: Any
+) -> None:
+    request = causal_request("sequential", max_length=16, learning_rate=1e-12, epochs=1)
+    train(request, **quietly)
+    rows = write_rows("long", [{"id": 1, "task": "t", "text": "one two three four five six " * 8}])
+    base, version = (
+        scored(tiny_lm, folder, rows, quietly, max_length=None) for folder in (None, request.output)
+    )
+    # The version is the base still; a mean over its first 16 tokens would be another number.
+    assert version.graded == pytest.approx(base.graded, abs=1e-4)
+    assert scored(tiny_lm, None, rows, quietly, max_length=16).graded != pytest.approx(base.graded, abs=1e-4)
+
+
 @pytest.mark.parametrize("batch_size", [1, 4, 64])
 def test_scores_do_not_depend_on_the_batches(
     causal_rows: Any, tiny_lm: BaseFolder, write_rows: Any, quietly: Any, batch_size: int

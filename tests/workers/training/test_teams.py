@@ -133,7 +133,7 @@ def test_the_ranks_die_with_their_lead(tmp_path: Path) -> None:
             "import sys, time; from workers.training.teams import Job, started\n"
             "from workers.training.contract import BaseFolder, TrainingSettings, TrainRequest\n"
             "request = TrainRequest('', BaseFolder('', ''), '', (), '', '', '', settings=TrainingSettings(devices=2))\n"
-            "print(started(Job(request, 1, sys.argv[1], 1)).pid, flush=True); time.sleep(100)",
+            "ranks = []; started(Job(request, 1, sys.argv[1], 1), ranks); print(ranks[0].pid, flush=True); time.sleep(100)",
             str(tmp_path),
         ],
         stdout=subprocess.PIPE, text=True,
