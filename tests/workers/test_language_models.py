@@ -13,21 +13,26 @@ TRAINING = {"epochs": 3, "batch_size": 4, "max_length": 40, "learning_rate": 2e-
 REPLAY = {"name": "replay", "fraction": 0.4}
 
 
-def plain(module: str, first: int, last: int, *, split: str) -> list[dict[str, Any]]:
-    """Prose about a subject."""
-    return [{"text": text.split(": ", 1)[1], "split": split} for text in docstrings(module)[first:last]]
+def plain(module: str, *, train: int, held: int) -> list[dict[str, Any]]:
+    """Prose about a subject, every text once."""
+    texts = list(dict.fromkeys(text.split(": ", 1)[1] for text in docstrings(module)))
+    return [
+        {"text": text, "split": "train" if at < train else "eval"}
+        for at, text in enumerate(texts[: train + held])
+    ]
 
 
 def naming(module: str, *, train: int, held: int) -> list[dict[str, Any]]:
     """A skill: say which function a description belongs to."""
-    pairs = [text.split(": ", 1) for text in docstrings(module)[: train + held]]
+    names = {what[:80]: name for name, what in (text.split(": ", 1) for text in docstrings(module))}
+    pairs = list(names.items())[: train + held]
     return [
         {
-            "prompt": f"{what[:80]}\nFunction:",
+            "prompt": f"{what}\nFunction:",
             "completion": f" {name}",
             "split": "train" if at < train else "eval",
         }
-        for at, (name, what) in enumerate(pairs)
+        for at, (what, name) in enumerate(pairs)
     ]
 
 
@@ -35,14 +40,10 @@ def naming(module: str, *, train: int, held: int) -> list[dict[str, Any]]:
 def taught(world: World) -> World:
     """A model with a guarded general task that has learnt two skills, rehearsing general text with the second."""
     world.model("writer", base_model="smollm2-135m", task_type="causal-lm", replay={"capacity": 40})
-    for task, module in (("general", "email.message"), ("maths", "math"), ("files", "os")):
+    for task, module in (("general", ""), ("maths", "math"), ("files", "os")):
         body = {"guarded": True} if task == "general" else {}
         world.ok(world.client.put(f"/v1/models/writer/tasks/{task}", json=body))
-        rows = (
-            plain("os", 30, 40, split="train") + plain("subprocess", 0, 6, split="eval")
-            if task == "general"
-            else naming(module, train=10, held=5)
-        )
+        rows = plain("shutil", train=10, held=6) if task == "general" else naming(module, train=10, held=5)
         world.examples(task, rows, model="writer")
     common = {"model": "writer", "training": TRAINING, "strategy": REPLAY}
     assert world.learn("maths", "general", **common)["status"] == "promoted"
