@@ -51,7 +51,7 @@ class DigitsConfig(PreTrainedConfig):  # type: ignore[misc]  # transformers is u
         self.max_position_embeddings = PIXELS
 
 
-class DigitsMlp(PreTrainedModel):  # type: ignore[misc]
+class DigitsMlp(PreTrainedModel):  # type: ignore[misc]  # as above
     """Linear layers with ReLU over the pixel values; the whole picture is one position of hidden states."""
 
     config_class = DigitsConfig

@@ -64,6 +64,13 @@ class ArtifactStore:
                 self._write(digest, spool)
         return digest, size
 
+    def keep_folder(self, sha256: str, folder: Path) -> None:
+        """Makes a folder's artifact look new to the sweeper of orphans, or stores it again where it has gone."""
+        if self._local and self.holds(sha256):
+            Path(self._path(sha256)).touch()
+        else:
+            self.put_folder(folder)
+
     def holds(self, sha256: str) -> bool:
         """Says whether an artifact of that hash is stored."""
         return bool(self._fs.exists(self._path(sha256)))

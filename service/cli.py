@@ -370,7 +370,7 @@ def _raise_on_stop_signals() -> None:
 
 def _become_module(module: str, *arguments: str) -> NoReturn:
     # By name, in place of this process: the service does not import the workers.
-    os.execv(sys.executable, [sys.executable, "-m", module, *arguments])  # noqa: S606
+    os.execv(sys.executable, [sys.executable, "-m", module, *arguments])  # noqa: S606  # a fixed program, no shell
 
 
 def _require_training_libraries() -> None:

@@ -60,7 +60,9 @@ def sweep_seldom() -> None:
 
 
 def _sweep_every(seconds: float, sweep: Callable[[], object], stopping: threading.Event) -> None:
-    while not stopping.wait(seconds):
+    pause = get_settings().sweep_seconds  # the first comes soon: a worker may not live as long as `seconds`
+    while not stopping.wait(pause):
+        pause = seconds
         try:
             sweep()
         except (SQLAlchemyError, RedisError, OSError) as error:

@@ -187,7 +187,6 @@ def _judge(
     made: dict[Key, Measured] = {}
     batch_size = trained.plan.request.settings.evaluation_batch_size if trained else 64
     for _ in range(MAX_ROUNDS):
-        _touch(candidate, work)  # long scoring must not make it an orphan
         round_ = plan_round(claim, candidate=candidate, work=work)
         score_round(
             model=model, round_=round_, candidate=candidate, made_before=made, evaluator=trainer, lease=lease,
@@ -195,7 +194,8 @@ def _judge(
         )  # fmt: skip
         made |= round_.made
         lease.check()
-        _touch(candidate, work)
+        if trained is not None:
+            _keep(trained, work)  # no version refers to it yet, and long scoring makes it look like an orphan
         try:
             state = _record(claim, round_=round_, candidate=candidate, trained=trained)
         except DBAPIError as error:
@@ -207,11 +207,11 @@ def _judge(
     raise RuntimeError(f"champion or data changed {MAX_ROUNDS} times while the candidate was recorded")
 
 
-def _touch(candidate: Candidate, work: Path) -> None:
-    """Stores the candidate's artifacts anew, or makes them look new."""
-    get_store().put_folder(candidate.folder)
-    if candidate.number is None and (work / "state").exists():
-        get_store().put_folder(work / "state")
+def _keep(trained: Trained, work: Path) -> None:
+    """Keeps the sweeper of orphans from a candidate's artifacts."""
+    get_store().keep_folder(trained.sha256, Path(trained.plan.request.output))
+    if trained.state is not None:
+        get_store().keep_folder(trained.state[0], work / "state")
 
 
 def _record(

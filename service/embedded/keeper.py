@@ -95,7 +95,7 @@ class Keeper:
     def _remove_files(self) -> None:
         for path in self.remove:
             with suppress(OSError):
-                os.unlink(path)  # noqa: PTH108
+                os.unlink(path)  # noqa: PTH108  # nothing is imported here that can be done without
 
     def _end_command(self) -> None:
         deadline = time.monotonic() + self.grace_seconds

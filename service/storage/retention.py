@@ -78,6 +78,8 @@ def delete_old_examples(session: Session, *, model: str, limit: int) -> int:
     Rows that an update is about to read stay until it has ended: a model with queued or active updates is passed over.
     """
     row = get_model(session, model=model)
+    if RetentionSpec(**row.retention).examples_days is None:
+        return 0
     allow_long_statements(session)
     # In the order of erasures and ingests, which take the model's row last.
     hold_erasures(session, model_id=row.id)

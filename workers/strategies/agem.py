@@ -22,40 +22,29 @@ trainable parameters and of their gradient. Without a buffer it is `sequential`.
 from collections.abc import Mapping
 
 import torch
-from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from workers.strategies import base
+from workers.strategies import base, rehearsal
 from workers.strategies.losses import mean_over
 from workers.training.batches import Batch
 from workers.training.model import AdaptedModel
 from workers.training.run import Run
 
 
-class Params(base.Params):
+class Params(rehearsal.Params):
     """Parameters of `agem`."""
 
-    fraction: float = Field(
-        default=0.5, ge=0.0, le=0.95, description="share of buffered rows, the reference, in each batch"
-    )
 
-
-class Agem(base.Strategy):
+class Agem(rehearsal.Rehearsing):
     """Project gradients and steps so that the loss on buffered rows does not rise to first order."""
 
     name = "agem"
     adapter_types = ("lora", "dora", "oft")
     summary = "Train on new examples alone, never along a direction that raises the loss on buffered ones"
     task_types = base.ALL_TASK_TYPES
-    needs_replay = True
     params_type = Params
     params: Params
-
-    @property
-    def replay_fraction(self) -> float:
-        """Share of buffered rows in the training mix."""
-        return self.params.fraction
 
     def start(self, run: Run) -> None:
         """Begin without a reference."""

@@ -28,45 +28,31 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from workers.strategies import base
+from workers.strategies import rehearsal
 from workers.strategies.losses import mean_over
-from workers.strategies.replay import label_shares
+from workers.strategies.rehearsal import label_shares
 from workers.strategies.teachers import positions, row_logits
 from workers.training.batches import Batch
 from workers.training.model import AdaptedModel
 from workers.training.run import Parent, Run
 
 
-class Params(base.Params):
+class Params(rehearsal.BalancedParams):
     """Parameters of `derpp`."""
 
     alpha: float = Field(default=0.3, ge=0.0, le=100.0, description="α, weight of the stored logits")
     beta: float = Field(default=0.5, ge=0.0, le=100.0, description="β, weight of the buffered rows' labels")
-    fraction: float = Field(
-        default=2 / 3, ge=0.0, le=0.95, description="share of buffered rows, both draws, in the training mix"
-    )
-    balance: float = Field(
-        default=1.0,
-        ge=0.0,
-        le=2.0,
-        description="strength τ of the correction for unequal label shares; 0 is plain",
-    )
+    fraction: float = rehearsal.share(2 / 3)
 
 
-class Derpp(base.Strategy):
+class Derpp(rehearsal.Rehearsing):
     """Rehearse buffered rows with their labels and with their stored logits."""
 
     name = "derpp"
     adapter_types = ("lora", "dora", "oft")
     summary = "Replay with soft targets: buffered examples keep the answers of the version that learnt them"
-    needs_replay = True
     params_type = Params
     params: Params
-
-    @property
-    def replay_fraction(self) -> float:
-        """Share of buffered rows in the training mix."""
-        return self.params.fraction
 
     @property
     def replay_draws(self) -> int:

@@ -22,48 +22,33 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from workers.strategies import base
+from workers.strategies import base, rehearsal
 from workers.strategies.losses import mean_over
-from workers.strategies.replay import label_shares
+from workers.strategies.rehearsal import label_shares
 from workers.strategies.teachers import LiveTeacher, StoredTeacher, Teacher
 from workers.training.batches import Batch
 from workers.training.model import AdaptedModel
 from workers.training.run import Run
 
 
-class Params(base.Params):
+class Params(rehearsal.BalancedParams):
     """Parameters of `lwf`."""
 
     strength: float = Field(default=1.0, ge=0.0, le=1000.0, description="λ, weight of the parent's answers")
     temperature: float = Field(
         default=2.0, ge=0.1, le=100.0, description="T, softens both answers before they are compared"
     )
-    fraction: float = Field(
-        default=0.5, ge=0.0, le=0.95, description="share of buffered rows in the training mix"
-    )
-    balance: float = Field(
-        default=1.0,
-        ge=0.0,
-        le=2.0,
-        description="strength τ of the correction for unequal label shares; 0 is plain",
-    )
 
 
-class Lwf(base.Strategy):
+class Lwf(rehearsal.Rehearsing):
     """Distil the parent's answers about the old labels while learning the new rows."""
 
     name = "lwf"
     adapter_types = ("lora", "dora", "oft")
     summary = "Learn new examples while keeping the parent's answers about the old labels; needs no buffer"
     task_types = base.ALL_TASK_TYPES
-    needs_replay = True
     params_type = Params
     params: Params
-
-    @property
-    def replay_fraction(self) -> float:
-        """Share of buffered rows in the training mix."""
-        return self.params.fraction
 
     def start(self, run: Run) -> None:
         """Ask the parent, which the model still is, also where a checkpoint is about to be taken up."""

@@ -33,8 +33,8 @@ from pydantic import Field, JsonValue
 from torch import Tensor
 from torch.nn import functional
 
-from workers.strategies import base
-from workers.strategies.replay import mix_offsets
+from workers.strategies import base, rehearsal
+from workers.strategies.rehearsal import offsets_if_mixed
 from workers.training.adapters import Adapter, adapted_layers
 from workers.training.algebra import compress, concatenate, scaled
 from workers.training.batches import Batch, TokenTable
@@ -43,12 +43,9 @@ from workers.training.model import AdaptedModel
 from workers.training.run import Run
 
 
-class Params(base.Params):
+class Params(rehearsal.Params):
     """Parameters of `merge`."""
 
-    replay_fraction: float = Field(
-        default=0.5, ge=0.0, le=0.95, description="share of replayed rows in the training mix"
-    )
     validation: float = Field(
         default=0.1, ge=0.01, le=0.5, description="share of fresh and buffered rows held out to choose β on"
     )
@@ -58,22 +55,16 @@ class Params(base.Params):
     )
 
 
-class Merge(base.Strategy):
+class Merge(rehearsal.Rehearsing):
     """Interpolate between the parent and a freely trained child, at the point that held-out rows choose."""
 
     name = "merge"
     task_types = base.ALL_TASK_TYPES
     summary = "Train freely, then interpolate between parent and child as held-out examples of both choose"
-    needs_replay = True
     adapter = "added"
     validates_parent = True
     params_type = Params
     params: Params
-
-    @property
-    def replay_fraction(self) -> float:
-        """Share of buffered rows in the training mix."""
-        return self.params.replay_fraction
 
     @property
     def validation_fraction(self) -> float:
@@ -82,7 +73,7 @@ class Merge(base.Strategy):
 
     def start(self, run: Run) -> None:
         """Work out the labels' shares of the mix."""
-        self.offsets = mix_offsets(run, self.params.replay_fraction)
+        self.offsets = offsets_if_mixed(run, self.params.fraction)
         self.chosen: dict[str, JsonValue] = {}
 
     def loss(self, model: AdaptedModel, batch: Batch) -> Tensor:

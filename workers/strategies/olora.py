@@ -15,7 +15,7 @@ Source: Wang et al. 2023 (arXiv 2310.14152), equations 8 and 9.
 Defaults: λ = 10. Measured on one update of 16 steps on MiniLM (four newsgroups after four others): the overlap of
 9.2e-4 that λ = 0 ends with falls to 1.3e-4 under λ = 10 and 0.6e-4 under λ = 1000, with a final loss of 0.34, 0.34 and
 0.47; λ = 100 000 leaves 0.6e-4 too, and its gradients crowd the task's out under clipping. No replay, as in the paper;
-`replay_fraction` mixes buffered rows in, with the correction for unequal label shares that `replay` makes.
+`fraction` mixes buffered rows in, with the correction for unequal label shares that `replay` makes.
 Wins: domain-incremental streams of unlike domains where no old row may be kept and ranks are to spare. It cannot tell
 new labels from old ones without old rows: with new labels in every update the head forgets nearly as under `sequential`.
 Costs: one thin matrix product per layer and step. The rank grows by r per update until `adapter.max_rank`, then is
@@ -29,8 +29,8 @@ from pydantic import Field, JsonValue
 from torch import Tensor
 from torch.nn import functional
 
-from workers.strategies import base
-from workers.strategies.replay import mix_offsets
+from workers.strategies import base, rehearsal
+from workers.strategies.rehearsal import offsets_if_mixed
 from workers.training.adapters import Adapter, adapted_layers
 from workers.training.algebra import row_spaces
 from workers.training.batches import Batch
@@ -38,36 +38,28 @@ from workers.training.model import AdaptedModel
 from workers.training.run import Run
 
 
-class Params(base.Params):
+class Params(rehearsal.Params):
     """Parameters of `olora`."""
 
     strength: float = Field(
         default=10.0, ge=0.0, le=1e9, description="λ, per entry of the overlap with earlier subspaces"
     )
-    replay_fraction: float = Field(
-        default=0.0, ge=0.0, le=0.95, description="share of replayed rows in the training mix"
-    )
+    fraction: float = rehearsal.share(0.0)
 
 
-class Olora(base.Strategy):
+class Olora(rehearsal.Rehearsing):
     """Train a fresh adapter whose input subspace is pushed away from the parent's."""
 
     name = "olora"
     task_types = base.ALL_TASK_TYPES
     summary = "Learn in a subspace orthogonal to those of earlier updates (O-LoRA); keeps no old examples"
-    needs_replay = True
     adapter = "added"
     params_type = Params
     params: Params
 
-    @property
-    def replay_fraction(self) -> float:
-        """Share of buffered rows in the training mix."""
-        return self.params.replay_fraction
-
     def start(self, run: Run) -> None:
         """Find the row spaces of the parent's adapter; without a parent there is nothing to keep clear of."""
-        self.offsets = mix_offsets(run, self.params.replay_fraction)
+        self.offsets = offsets_if_mixed(run, self.params.fraction)
         self.device = run.device
         spaces = {} if run.parent is None else row_spaces(run.parent.adapter)
         self.previous = {name: space.to(run.device) for name, space in spaces.items()}

@@ -14,7 +14,7 @@ factors projected off the large ones. There the small factors themselves are tra
 are reached through a low-rank adapter, so that the version stays one PEFT adapter. The paper shares the protected
 directions out by a layer's importance; here every layer keeps the same share.
 Defaults: half of the directions, as PEFT's own OSF tuner. The protection holds from the first update on: the base
-model's knowledge is protected like a task's. No replay, as in the paper; `replay_fraction` mixes buffered
+model's knowledge is protected like a task's. No replay, as in the paper; `fraction` mixes buffered
 rows in, with the correction for unequal label shares that `replay` makes.
 Wins: where the base model's general ability must survive narrow updates, and no old row may be kept. It protects
 weights, not the head: with new labels in every update the head forgets nearly as under `sequential`.
@@ -29,15 +29,15 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from workers.strategies import base
-from workers.strategies.replay import mix_offsets
+from workers.strategies import base, rehearsal
+from workers.strategies.rehearsal import offsets_if_mixed
 from workers.training.adapters import adapted_layers
 from workers.training.batches import Batch
 from workers.training.model import AdaptedModel
 from workers.training.run import Run
 
 
-class Params(base.Params):
+class Params(rehearsal.Params):
     """Parameters of `osft`."""
 
     preserved: float = Field(
@@ -46,31 +46,23 @@ class Params(base.Params):
         le=0.95,
         description="share of each layer's singular directions that is protected",
     )
-    replay_fraction: float = Field(
-        default=0.0, ge=0.0, le=0.95, description="share of replayed rows in the training mix"
-    )
+    fraction: float = rehearsal.share(0.0)
 
 
-class Osft(base.Strategy):
+class Osft(rehearsal.Rehearsing):
     """Train a fresh adapter in the orthogonal complement of the weights' leading singular directions."""
 
     name = "osft"
     task_types = base.ALL_TASK_TYPES
     summary = "Leave the leading singular directions of the weights untouched (OSFT); keeps no old examples"
-    needs_replay = True
     adapter = "added"
     params_type = Params
     params: Params
 
-    @property
-    def replay_fraction(self) -> float:
-        """Share of buffered rows in the training mix."""
-        return self.params.replay_fraction
-
     @torch.no_grad()
     def start(self, run: Run) -> None:
         """Decompose the merged weights, and move the new adapter's start into the complement."""
-        self.offsets = mix_offsets(run, self.params.replay_fraction)
+        self.offsets = offsets_if_mixed(run, self.params.fraction)
         self.protected: dict[str, tuple[Tensor, Tensor]] = {}
         for name, layer in adapted_layers(run.model.encoder).items():
             run.watch.obey()

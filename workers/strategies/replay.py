@@ -16,32 +16,21 @@ Wins: nearly everywhere a buffer may be kept; a few dozen rows per label do.
 Costs: 1 / (1 − r) forwards and backwards per fresh row, whatever the length of the history.
 """
 
-import torch
-from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from workers.strategies import base
+from workers.strategies import base, rehearsal
+from workers.strategies.rehearsal import offsets_of
 from workers.training.batches import Batch
 from workers.training.model import AdaptedModel
 from workers.training.run import Run
 
 
-class Params(base.Params):
+class Params(rehearsal.BalancedParams):
     """Parameters of `replay`."""
 
-    fraction: float = Field(
-        default=0.5, ge=0.0, le=0.95, description="share of replayed rows in the training mix"
-    )
-    balance: float = Field(
-        default=1.0,
-        ge=0.0,
-        le=2.0,
-        description="strength τ of the correction for unequal label shares; 0 is plain",
-    )
 
-
-class Replay(base.Strategy):
+class Replay(rehearsal.Rehearsing):
     """Rehearse buffered rows beside fresh ones, corrected for the shares of the labels."""
 
     name = "replay"
@@ -49,40 +38,13 @@ class Replay(base.Strategy):
     adapter_types = ("lora", "dora", "oft")
     task_types = base.ALL_TASK_TYPES
     many_devices = True
-    needs_replay = True
     params_type = Params
     params: Params
 
-    @property
-    def replay_fraction(self) -> float:
-        """Share of buffered rows in the training mix."""
-        return self.params.fraction
-
     def start(self, run: Run) -> None:
         """Work out the labels' shares of the mix."""
-        if run.request.task_type == "causal-lm":
-            self.offsets = torch.zeros((), device=run.device)
-        else:
-            self.offsets = self.params.balance * label_shares(run, self.params.fraction).log()
+        self.offsets = self.params.balance * offsets_of(run, self.params.fraction)
 
     def loss(self, model: AdaptedModel, batch: Batch) -> Tensor:
         """Mean cross-entropy of the shifted logits over the batch."""
         return functional.cross_entropy(model(batch) + self.offsets, batch.labels)
-
-
-def label_shares(run: Run, replay_fraction: float) -> Tensor:
-    """The expected share [labels] of each label in the mix, at least that of a single fresh row."""
-    fresh = torch.from_numpy(run.fresh.label_counts(run.labels))
-    shares = fresh / fresh.sum()
-    if len(run.replay) > 0:
-        replay = torch.from_numpy(run.replay.label_counts(run.labels))
-        shares = (1 - replay_fraction) * shares + replay_fraction * replay / replay.sum()
-    floor = 1.0 / len(run.fresh)
-    return shares.clamp(min=min(floor, float(shares.max()))).float().to(run.device)
-
-
-def mix_offsets(run: Run, replay_fraction: float) -> Tensor:
-    """The shift log π of the logits by the labels' shares of the mix; nought [1] without replay or labels."""
-    if replay_fraction == 0 or len(run.replay) == 0 or run.request.task_type == "causal-lm":
-        return torch.zeros(1, device=run.device)
-    return label_shares(run, replay_fraction).log()

@@ -146,9 +146,10 @@ class TrainResult:
 
 @dataclass(frozen=True, slots=True)
 class EvaluateRequest:
-    """Score one version folder on one NDJSON file of rows. `max_length=None` is the length it trained with.
+    """Score one version folder on one NDJSON file of rows.
 
-    `version=None` is the untouched base (`causal-lm` only: a base has no head), at the default length of training.
+    `max_length=None` is the length a classifier trained with; language models are all graded at one length, so that their
+    means are over the same tokens. `version=None` is the untouched base (`causal-lm` only: a base has no head).
 
     `precision="auto"` means float32 here: a score must come out the same wherever the version is loaded.
     """

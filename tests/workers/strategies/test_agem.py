@@ -67,11 +67,11 @@ def test_the_loss_is_of_fresh_rows_and_the_reference_of_replayed_ones() -> None:
     torch.manual_seed(0)
     inputs, labels = torch.randn(5, 4), [0, 1, 2, 1, 0]
     model, strategy = Linear(torch.randn(3, 4)), started()
-    loss = strategy.loss(model, batch(inputs, labels, [0, 0, 0, 1, 1]))  # type: ignore[arg-type]
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss = strategy.loss(model, batch(inputs, labels, [0, 0, 0, 1, 1]))  # type: ignore[arg-type]  # a stand-in for the real thing
+    loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
     for rows, measured in ((slice(0, 3), model.weight.grad), (slice(3, 5), strategy.reference["weight"])):
         alone = Linear(model.weight.detach().clone())
-        functional.cross_entropy(alone(batch(inputs[rows], [], [])), torch.tensor(labels[rows])).backward()  # type: ignore[no-untyped-call]
+        functional.cross_entropy(alone(batch(inputs[rows], [], [])), torch.tensor(labels[rows])).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         assert measured is not None
         torch.testing.assert_close(measured, alone.weight.grad)
 
@@ -83,12 +83,12 @@ def test_the_reference_adds_up_over_accumulated_passes_and_starts_anew_each_step
     references = []
     for part in parts:
         alone = started()
-        alone.loss(model, part)  # type: ignore[arg-type]
+        alone.loss(model, part)  # type: ignore[arg-type]  # a stand-in for the real thing
         references.append(alone.reference["weight"])
-        strategy.loss(model, part).backward()  # type: ignore[arg-type,no-untyped-call]
+        strategy.loss(model, part).backward()  # type: ignore[arg-type,no-untyped-call]  # a stand-in, and torch leaves `backward` untyped
     torch.testing.assert_close(strategy.reference["weight"], references[0] + references[1])
-    strategy.adjust_gradients(model)  # type: ignore[arg-type]
-    strategy.adjust_step(model)  # type: ignore[arg-type]
+    strategy.adjust_gradients(model)  # type: ignore[arg-type]  # a stand-in for the real thing
+    strategy.adjust_step(model)  # type: ignore[arg-type]  # a stand-in for the real thing
     assert strategy.reference == {}
 
 
@@ -103,15 +103,15 @@ def climbs(*, project_step: bool, steps: int = 40) -> int:
         # Fresh and buffered rows of like inputs and other labels: they are in conflict.
         inputs = torch.randn(4, 4) * torch.tensor([1.0, 10.0, 0.1, 3.0])
         mixed = batch(torch.cat([inputs, inputs]), [0, 1, 2, 0, 1, 2, 0, 1], [0] * 4 + [1] * 4)
-        strategy.loss(model, mixed).backward()  # type: ignore[arg-type,no-untyped-call]
-        strategy.adjust_gradients(model)  # type: ignore[arg-type]
+        strategy.loss(model, mixed).backward()  # type: ignore[arg-type,no-untyped-call]  # a stand-in, and torch leaves `backward` untyped
+        strategy.adjust_gradients(model)  # type: ignore[arg-type]  # a stand-in for the real thing
         reference, before = strategy.reference["weight"], model.weight.detach().clone()
         assert model.weight.grad is not None
         product = float((model.weight.grad * reference).sum())
         assert product >= -1e-5 * float(reference.norm() * model.weight.grad.norm() + 1.0)
         optimiser.step()
         if project_step:
-            strategy.adjust_step(model)  # type: ignore[arg-type]
+            strategy.adjust_step(model)  # type: ignore[arg-type]  # a stand-in for the real thing
         strategy.reference = {}
         moved = model.weight.detach() - before
         count += float((moved * reference).sum()) > 1e-5 * float(moved.norm() * reference.norm())

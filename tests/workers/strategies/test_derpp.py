@@ -59,7 +59,7 @@ def prepared(request: TrainRequest) -> tuple[Derpp, Run]:
 def test_the_loss_is_that_of_the_paper_by_hand() -> None:
     model = Fixed([[0.0, 0.0, math.log(2)], [1.0, 2.0, 9.0], [math.log(2), 0.0, 0.0]])
     strategy = derpp_with([[0.0, 4.0], [7.0, 7.0]], alpha=0.5, beta=2.0)
-    loss = strategy.loss(model, batch([7, 100, 101], [2, 1, 0], [0, 1, 2]))  # type: ignore[arg-type]
+    loss = strategy.loss(model, batch([7, 100, 101], [2, 1, 0], [0, 1, 2]))  # type: ignore[arg-type]  # a stand-in for the real thing
     # CE of the fresh row is ln 2; squares (1 − 0)² and (2 − 4)², of which the third logit is none; CE of the last ln 2.
     assert float(loss) == pytest.approx(math.log(2) + 0.5 * 2.5 + 2.0 * math.log(2))
 
@@ -69,7 +69,7 @@ def test_logits_are_compared_for_the_labels_that_the_rows_version_knew() -> None
     strategy = derpp_with([[0.0, NAN, NAN], [0.0, 0.0, 0.0]])
     drift = strategy.drift(model(None), batch([100, 101], [0, 0], [1, 1]))
     assert drift.tolist() == pytest.approx([1.0, 14 / 3])
-    drift.sum().backward()  # type: ignore[no-untyped-call]
+    drift.sum().backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
     assert model.logits.grad is not None
     torch.testing.assert_close(model.logits.grad[0], torch.tensor([2.0, 0.0, 0.0]))
 
@@ -77,7 +77,7 @@ def test_logits_are_compared_for_the_labels_that_the_rows_version_knew() -> None
 def test_only_the_first_draw_is_held_to_its_logits_and_only_the_second_to_its_labels() -> None:
     model = Fixed([[0.0, 0.0, 0.0]] * 3)
     strategy = derpp_with([[5.0, 0.0]], alpha=1.0, beta=1.0)
-    strategy.loss(model, batch([7, 100, 100], [0, 1, 2], [0, 1, 2])).backward()  # type: ignore[arg-type,no-untyped-call]
+    strategy.loss(model, batch([7, 100, 100], [0, 1, 2], [0, 1, 2])).backward()  # type: ignore[arg-type,no-untyped-call]  # a stand-in, and torch leaves `backward` untyped
     assert model.logits.grad is not None
     torch.testing.assert_close(model.logits.grad[1], torch.tensor([-5.0, 0.0, 0.0]))
     torch.testing.assert_close(model.logits.grad[2], torch.tensor([1 / 3, 1 / 3, -2 / 3]))
@@ -85,7 +85,7 @@ def test_only_the_first_draw_is_held_to_its_logits_and_only_the_second_to_its_la
 
 def test_without_a_buffer_it_is_cross_entropy(request_for: RequestFor) -> None:
     strategy, _ = prepared(request_for("derpp", ["sport", "space"], rows=None, parameters={"balance": 0.0}))
-    loss = strategy.loss(Fixed([[0.0, math.log(3)]]), batch([3], [0], [0]))  # type: ignore[arg-type]
+    loss = strategy.loss(Fixed([[0.0, math.log(3)]]), batch([3], [0], [0]))  # type: ignore[arg-type]  # a stand-in for the real thing
     assert float(loss) == pytest.approx(math.log(4))
 
 

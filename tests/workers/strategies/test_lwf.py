@@ -83,7 +83,7 @@ def test_the_loss_learns_fresh_labels_and_keeps_old_answers_on_every_row() -> No
     strategy.offsets = 0.0
     strategy.teacher = Saying([[2 * math.log(3), 0.0], [0.0, 0.0]])
     batch = SimpleNamespace(labels=torch.tensor([2, 0]), replayed=torch.tensor([False, True]))
-    loss = strategy.loss(Fixed([[0.0, 0.0, math.log(2)], [1.0, 1.0, 5.0]]), batch)  # type: ignore[arg-type]
+    loss = strategy.loss(Fixed([[0.0, 0.0, math.log(2)], [1.0, 1.0, 5.0]]), batch)  # type: ignore[arg-type]  # a stand-in for the real thing
     kl = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)
     # Half of the rows diverge; the third logit, of a label the parent did not know, is not distilled.
     assert float(loss) == pytest.approx(math.log(2) + 3.0 * 4 * kl / 2)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from workers.strategies.olora import Olora
-from workers.strategies.replay import label_shares
+from workers.strategies.rehearsal import label_shares
 from workers.training.adapters import adapted_layers
 from workers.training.algebra import row_spaces
 from workers.training.contract import TrainRequest
@@ -129,7 +129,7 @@ def test_buffered_rows_take_part_only_when_asked_for(
     assert alone.replay_fraction == 0.0
     assert not alone.offsets.any()
     mixed, run = started(
-        child_of(request_for, rows_about, parent, "mixed", buffer=buffer, parameters={"replay_fraction": 0.5})
+        child_of(request_for, rows_about, parent, "mixed", buffer=buffer, parameters={"fraction": 0.5})
     )
     assert mixed.replay_fraction == 0.5
     torch.testing.assert_close(mixed.offsets, label_shares(run, 0.5).log())

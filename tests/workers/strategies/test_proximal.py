@@ -97,7 +97,7 @@ def test_plain_descent_diverges_where_the_proximal_step_does_not(strength: float
             loss = 0.5 * (b @ a - target).square().sum()
             if not proximal:
                 loss = loss + 0.5 * (stiffness * (b @ a).square()).sum()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
             optimiser.step()
             if proximal:
                 with torch.no_grad():

@@ -37,7 +37,7 @@ class Stopping:
     def during(self, request: TrainRequest) -> list[Progress]:
         """Train until stopped; returns what the run reported."""
         with pytest.raises(Stopped):
-            train(request, on_progress=self.seen.append, should_stop=self.should_stop)  # type: ignore[arg-type]
+            train(request, on_progress=self.seen.append, should_stop=self.should_stop)  # type: ignore[arg-type]  # a stand-in for the real thing
         return self.seen
 
 
