@@ -169,7 +169,7 @@ def _contestants(
     do without any update is what forward transfer and the loss of general ability are measured from.
     """
     versions: dict[int, Path | None] = {candidate.key: candidate.folder}
-    if model.task_type == "causal-lm":
+    if model.is_graded:
         versions[0] = None
     for version in (champion, candidate.parent):
         if version.artifact_sha256 is not None and version.number not in versions:

@@ -101,11 +101,12 @@ class Scores:
 
     `own` is what each version scored on all its eval examples. `carried` is the same brought to the examples of the
     last version (`outcomes.carried_scores`), so that cells of a column may be subtracted; where no eval
-    set grew, both are equal.
+    set grew, both are equal. `measures` holds further aggregates by name, such as perplexity, in the same shape.
     """
 
     own: list[list[float | None]]
     carried: list[list[float | None]]
+    measures: dict[str, list[list[float | None]]]
 
 
 def score_matrix(
@@ -117,7 +118,10 @@ def score_matrix(
     used; outcomes are read only for tasks whose set grew.
     """
     aggregates = stored_scores(session, model=model, versions=versions, task_ids=task_ids)
-    columns = {task_id: _column_of_one_set(aggregates, versions, task_id) for task_id in task_ids}
+    by_task: dict[str, list[StoredScore]] = {task_id: [] for task_id in task_ids}
+    for score in aggregates:
+        by_task[score.task_id].append(score)
+    columns = {task_id: _column_of_one_set(scores, versions) for task_id, scores in by_task.items()}
     grown = [task_id for task_id, column in columns.items() if column is None]
     outcomes = load_outcomes(session, model=model, versions=versions, task_ids=grown) if grown else {}
     own, carried = [], []
@@ -126,23 +130,35 @@ def score_matrix(
         answers = [outcomes.get((version, task_id)) for version in versions]
         own.append(column or [None if answer is None else mean_score(answer) for answer in answers])
         carried.append(column or carried_scores(answers))
-    return Scores(own=_rows(own, len(versions)), carried=_rows(carried, len(versions)))
+    return Scores(
+        own=_rows(own, len(versions)),
+        carried=_rows(carried, len(versions)),
+        measures=_measures(aggregates, versions=versions, task_ids=task_ids),
+    )
+
+
+def _measures(
+    scores: Sequence[StoredScore], *, versions: Sequence[int], task_ids: Sequence[str]
+) -> dict[str, list[list[float | None]]]:
+    newest = {(score.version, score.task_id): score.measures for score in scores}  # the oldest come first
+    names = sorted({name for measures in newest.values() for name in measures})
+    return {
+        name: [[newest.get((version, task), {}).get(name) for task in task_ids] for version in versions]
+        for name in names
+    }
 
 
 def _rows(columns: Sequence[Sequence[float | None]], count: int) -> list[list[float | None]]:
     return [[column[row] for column in columns] for row in range(count)]
 
 
-def _column_of_one_set(
-    aggregates: Sequence[StoredScore], versions: Sequence[int], task_id: str
-) -> list[float | None] | None:
+def _column_of_one_set(scores: Sequence[StoredScore], versions: Sequence[int]) -> list[float | None] | None:
     """The task's column where one eval set covers every scored version; None where none does."""
     by_set: dict[str, dict[int, float]] = {}
-    for entry in aggregates:
-        if entry.task_id == task_id:
-            by_set.setdefault(entry.eval_set_id, {})[entry.version] = entry.score
-    scored = {version for scores in by_set.values() for version in scores}
-    for scores in reversed(by_set.values()):  # the newest set first
-        if scores.keys() == scored:
-            return [scores.get(version) for version in versions]
+    for entry in scores:
+        by_set.setdefault(entry.eval_set_id, {})[entry.version] = entry.score
+    scored = {version for of_set in by_set.values() for version in of_set}
+    for of_set in reversed(by_set.values()):  # the newest set first
+        if of_set.keys() == scored:
+            return [of_set.get(version) for version in versions]
     return None if scored else [None] * len(versions)

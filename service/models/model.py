@@ -33,3 +33,8 @@ class Model(OwnedByTenant, Base):
     last_version: Mapped[int] = mapped_column(server_default="0")
     created_at: Mapped[datetime] = created_at()
     archived_at: Mapped[datetime | None]
+
+    @property
+    def is_graded(self) -> bool:
+        """Whether scores are mean log-likelihoods, which the untouched base has too, instead of accuracies."""
+        return self.task_type == "causal-lm"

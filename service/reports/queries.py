@@ -12,7 +12,7 @@ from service.errors import NotFound
 from service.evaluations.gate import Role, Verdict, from_json
 from service.evaluations.metrics import LearntAt, Matrix, best_earlier_score, summarise
 from service.evaluations.outcomes import NO_LABEL, Outcomes, Paired, flips, graded_interval, mean_score, pair
-from service.evaluations.queries import StoredScore, load_outcomes, score_matrix, stored_scores
+from service.evaluations.queries import load_outcomes, score_matrix, stored_scores
 from service.examples.queries import public_id
 from service.models import Example, Model, Task, Update, Version, VersionTask
 from service.registry.queries import get_champion, get_model, get_version
@@ -51,32 +51,15 @@ def read_lineage(session: Session, *, model: Model, version: Version) -> Lineage
         rows[first_learnt[task.id]] if task.id in first_learnt else _guarded_from(task, column, scores.own)
         for column, task in enumerate(ordered)
     ]
-    stored = stored_scores(session, model=model, versions=version.lineage, task_ids=ids)
     return Lineage(
         versions=version.lineage, tasks=ordered, scores=scores.own, matrix=scores.carried, learnt_at=learnt_at,
-        measures=_measures(stored, versions=version.lineage, task_ids=ids),
+        measures=scores.measures,
     )  # fmt: skip
 
 
 def _guarded_from(task: Task, column: int, scores: Matrix) -> int | None:
     """The first row that was scored on a guarded task which nobody learnt; None for any other."""
     return next((row for row, cells in enumerate(scores) if task.guarded and cells[column] is not None), None)
-
-
-def _measures(
-    stored: Sequence[StoredScore], *, versions: Sequence[int], task_ids: Sequence[str]
-) -> dict[str, Matrix]:
-    newest = {(score.version, score.task_id): score.measures for score in stored}  # the oldest come first
-    names = sorted({name for measures in newest.values() for name in measures})
-    return {
-        name: [[newest.get((version, task), {}).get(name) for task in task_ids] for version in versions]
-        for name in names
-    }
-
-
-def is_graded(model: Model) -> bool:
-    """Says whether the model's scores are mean log-likelihoods instead of accuracies."""
-    return model.task_type == "causal-lm"
 
 
 def _first_learnt(session: Session, *, model: Model, lineage: Sequence[int]) -> dict[str, int]:
@@ -100,7 +83,7 @@ def forgetting(session: Session, *, model: str, version: int | None) -> Forgetti
     document = forgetting_report(
         model=row.name, version=number, tasks=[task.name for task in lineage.tasks], versions=lineage.versions,
         matrix=lineage.matrix, learnt_at=lineage.learnt_at, measures=lineage.measures,
-        logarithmic=is_graded(row),
+        logarithmic=row.is_graded,
     )  # fmt: skip
     document["matrix"] = [list(row) for row in lineage.scores]
     return ForgettingReport.model_validate(document)
@@ -119,7 +102,7 @@ def version_report(session: Session, *, model: str, version: int) -> UpdateRepor
     document = update_report(
         model=row.name, version=version, parent=found.parent, strategy=found.strategy,
         tasks=_evidence(session, model=row, version=found, lineage=lineage),
-        lineage=summarise(lineage.matrix, lineage.learnt_at, logarithmic=is_graded(row)), verdict=_verdict(update),
+        lineage=summarise(lineage.matrix, lineage.learnt_at, logarithmic=row.is_graded), verdict=_verdict(update),
         confidence=float(row.gate["confidence"]),
     )  # fmt: skip
     return UpdateReport.model_validate(

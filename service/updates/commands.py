@@ -153,10 +153,6 @@ def _require_rows(session: Session, *, task: Task, cut: int) -> None:
         )  # fmt: skip
 
 
-def _is_graded(model: Model) -> bool:
-    return model.task_type == "causal-lm"
-
-
 def _gate_warnings(session: Session, *, model: Model, parent: Version, cut: int) -> list[str]:
     old = session.execute(
         select(Task.id, Task.name)
@@ -168,7 +164,7 @@ def _gate_warnings(session: Session, *, model: Model, parent: Version, cut: int)
         )
         .distinct()
     )
-    if _is_graded(model):  # what decides there is the spread of the scores, which nobody knows yet
+    if model.is_graded:  # what decides there is the spread of the scores, which nobody knows yet
         return []
     guarded = session.execute(
         select(Task.id, Task.name).where(Task.model_id == model.id, Task.guarded, Task.deleted_at.is_(None))

@@ -61,7 +61,6 @@ def evaluate(request: EvaluateRequest, *, on_progress: OnProgress, should_stop: 
         correct=tuple(correct.tolist()),
         labels=version.labels,
         seconds=time.monotonic() - began,
-        measures={"accuracy": float(correct.mean())} if len(table) else {},
     )
 
 

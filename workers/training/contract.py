@@ -173,8 +173,8 @@ class Outcomes:
     For `causal-lm`, `graded` is the mean log-likelihood of each row's answer tokens in nats and `confidence` its
     exponential; `correct` says whether greedy decoding gives the answer token for token, its end included (never
     so for plain text, nor for an answer cut at the maximum length); `predicted` is -1 and `labels` are empty.
-    `measures` are aggregates: `accuracy`; or `perplexity`, `mean_log_likelihood` (both per token, over the whole
-    set) and, where any row has a prompt, `exact_match` over those rows. An empty set has none.
+    `measures` are its aggregates: `perplexity`, `mean_log_likelihood` (both per token, over the whole set) and, where
+    any row has a prompt, `exact_match` over those rows. An empty set has none, nor has a classifier's.
     """
 
     example_ids: tuple[int, ...]
