@@ -19,6 +19,7 @@ import fsspec
 
 from service.config import get_settings
 from service.errors import ServiceError
+from service.failpoints import reach
 
 SHA256 = re.compile(r"[0-9a-f]{64}")
 CHUNK = 1024 * 1024
@@ -132,6 +133,7 @@ class ArtifactStore:
             _copy(source, target)
             target.flush()
             os.fsync(target.fileno())
+        reach("artifact_partial")
         temporary.rename(final)
         folder = os.open(temporary.parent, os.O_RDONLY)
         os.fsync(folder)

@@ -130,6 +130,20 @@ class Settings(BaseSettings):
         default=None, description="recorded with every version; images set it at build time"
     )
     torch_threads: int | None = Field(default=None, ge=1)
+    progress_timeout_seconds: float = Field(
+        default=1800.0,
+        gt=0,
+        description="a training process that gets no further for this long counts as hung and is killed",
+    )
+    memory_limit_bytes: int | None = Field(
+        default=None,
+        ge=1,
+        description="resident memory of a training process past which it is killed; default: 0.9 of the machine's, or of the container's",
+    )
+
+    # For tests of faults; see service/failpoints.py
+    failpoints: str = ""
+    failpoints_once: Path | None = None
 
     # Base models
     base_models: dict[str, BaseCheckpoint] = Field(

@@ -13,6 +13,7 @@ from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
 from sqlalchemy.orm import Session, sessionmaker
 
 from service.config import get_settings
+from service.failpoints import reach
 
 Role = Literal["app", "worker"]
 EVERY_TENANT = "*"  # what a worker names while it looks for work; the app role can see nothing under it
@@ -76,6 +77,10 @@ def session_scope(
 
         with session.begin():
             yield session
+            if role == "app":
+                reach("before_request_commit")
+        if role == "app":
+            reach("after_request_commit")
         for action in session.info.pop("after_commit", []):
             action()
 

@@ -29,6 +29,7 @@ from structlog.contextvars import get_contextvars
 from workers.child_logs import bind_context, configure_child_logging
 from workers.training.contract import EvaluateRequest, Outcomes, Progress, Signal, TrainRequest, TrainResult
 from workers.training.errors import Cancelled, ChildDied, Stopped, TrainingFailed
+from workers.watchdog import Limits, Watchdog
 
 __all__ = ["Cancelled", "ChildDied", "Stopped", "Trainer", "TrainingFailed", "start_forkserver"]
 
@@ -90,7 +91,8 @@ class Trainer:
     starts a new child.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, limits: Limits | None = None) -> None:
+        self._limits = limits or Limits()
         self._process: Any = None
         self._pipe: Connection | None = None
         self._number = 0
@@ -126,7 +128,8 @@ class Trainer:
         Raises:
             Cancelled: the child gave up, as `watch` asked.
             Stopped: the child wrote a checkpoint, as `watch` asked.
-            TrainingFailed: the update cannot be trained; `code` says why.
+            TrainingFailed: the update cannot be trained; `code` says why. With `no_progress`, and with `out_of_memory`
+                where the child held more than it may, it has been killed.
             ChildDied: the child ended without an answer.
         """
         return cast(TrainResult, self._ask("train", request, on_progress, watch))
@@ -185,6 +188,7 @@ class Trainer:
         """Relay progress and signals until the child answers."""
         told: Signal | None = None
         deadline = float("inf")
+        watchdog = Watchdog(self.pid, self._limits)
         while True:
             wanted = watch()
             if wanted is not None and wanted != told and told != "cancel":
@@ -193,17 +197,26 @@ class Trainer:
             if time.monotonic() > deadline:
                 self._kill()
                 raise Cancelled if told == "cancel" else Stopped
+            self._obey(watchdog)
             if not pipe.poll(TICK_SECONDS):
                 continue
             kind, number, content = pipe.recv()
             if number != self._number:
                 continue
             if kind == "progress":
+                watchdog.saw(content)
                 on_progress(content)
             elif kind == "failed":
                 raise content
             else:
                 return content
+
+    def _obey(self, watchdog: Watchdog) -> None:
+        try:
+            watchdog.check()
+        except TrainingFailed:
+            self._kill()
+            raise
 
     def _kill(self) -> None:
         if self._process is not None:

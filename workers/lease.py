@@ -12,6 +12,7 @@ from structlog import get_logger
 
 from service.config import get_settings
 from service.db import session_scope
+from service.failpoints import reach
 from service.updates.leases import Claim, renew_lease
 from workers.training.contract import Progress, Signal
 
@@ -50,6 +51,8 @@ class Lease:
     def report(self, progress: Progress) -> None:
         """Takes the progress to be written with the next renewal."""
         self._progress = asdict(progress)
+        if progress.checkpoint_step:
+            reach("checkpoint_written")
 
     def watch(self) -> Signal | None:
         """Tells the child to give up (`cancel`), to write a checkpoint and leave (`stop`), or to go on (None)."""

@@ -26,6 +26,7 @@ from service.errors import ServiceError
 from service.evaluations.gate import GatePolicy, Verdict, decide, to_json, what_happens
 from service.examples.commands import hold_erasures
 from service.examples.queries import count_stored, fresh_rows
+from service.failpoints import reach
 from service.models import Model, Update, UpdateState, Version, VersionTask
 from service.registry.commands import promote
 from service.registry.queries import get_champion, get_model, get_version
@@ -49,6 +50,7 @@ from workers.scoring import (
 )
 from workers.training.contract import Progress, TrainResult
 from workers.training.errors import Cancelled, ChildDied, Stopped, TrainingFailed
+from workers.watchdog import Limits
 
 log = get_logger(__name__)
 STATEMENT_TIMEOUT_OF_RECORDING = "600s"  # admissions of a large task are one long statement
@@ -58,7 +60,9 @@ MAX_ROUNDS = (
 
 
 # What another attempt may mend: a full disk, a lost device, a worker that lacks what another one has.
-MAY_PASS = {"internal_error", "out_of_memory", "base_model_missing", "too_few_devices", "device_lost"}
+MAY_PASS = {
+    "internal_error", "out_of_memory", "no_progress", "base_model_missing", "too_few_devices", "device_lost",
+}  # fmt: skip
 # Met while recording: an example erased in that moment, or two transactions in each other's way. Worth another round.
 PASSING = (
     psycopg.errors.IntegrityError,
@@ -96,6 +100,7 @@ def run_update(claim: Claim, *, stopping: threading.Event) -> None:
 
 def _carry(claim: Claim, work: Path, *, stopping: threading.Event) -> None:
     log.info("update_claimed", rescore=claim.rescore)
+    reach("claimed")
     keep_work = False
     with Lease(claim, stopping=stopping) as lease:
         try:
@@ -122,16 +127,20 @@ def _learn(claim: Claim, lease: Lease, work: Path) -> UpdateState:
         plan = prepare_update(claim, work=work)
     except StateErased:
         raise TrainedOnErased from None
-    with Trainer() as trainer:
+    reach("prepared")
+    with Trainer(_limits()) as trainer:
         result = trainer.train(plan.request, on_progress=lease.report, watch=lease.watch)
+        reach("trained")
         lease.check()
         folder = Path(plan.request.output)
         state = _put_state(folder, work)
         sha256, size = get_store().put_folder(folder)
+        reach("artifact_stored")
         lease.report(Progress(phase="evaluating"))
         with session_scope(tenant=claim.tenant, role="worker") as session:
             if not leases.begin_evaluating(session, claim=claim):
                 raise LeaseLost(claim.update_id)
+        reach("evaluating")
         trained = Trained(
             plan=plan,
             result=result,
@@ -169,7 +178,7 @@ def _rescore(claim: Claim, lease: Lease, work: Path) -> UpdateState:
         taught = frozenset(update.task_ids)
     folder = version_folder(version, work=work)
     candidate = Candidate(number=version.number, folder=folder, parent=parent, taught=taught)
-    with Trainer() as trainer:
+    with Trainer(_limits()) as trainer:
         return _judge(claim, lease, work, trainer=trainer, model=model, candidate=candidate, trained=None)
 
 
@@ -193,6 +202,7 @@ def _judge(
             work=work, batch_size=batch_size,
         )  # fmt: skip
         made |= round_.made
+        reach("scored")
         lease.check()
         if trained is not None:
             _keep(trained, work)  # no version refers to it yet, and long scoring makes it look like an orphan
@@ -203,6 +213,7 @@ def _judge(
                 raise
             continue
         if state is not None:
+            reach("recorded")
             return state
     raise RuntimeError(f"champion or data changed {MAX_ROUNDS} times while the candidate was recorded")
 
@@ -292,6 +303,7 @@ def _conclude(
     )  # fmt: skip
     if changed is None:
         raise LeaseLost(claim.update_id)
+    reach("before_record")
     return states[step]
 
 
@@ -379,6 +391,11 @@ def _fail(claim: Claim, error: Exception) -> UpdateState | None:
     message = error.message if isinstance(error, TrainingFailed) else str(error) or type(error).__name__
     with session_scope(tenant=claim.tenant, role="worker") as session:
         return leases.fail_attempt(session, claim=claim, code=code, message=message, final=final)
+
+
+def _limits() -> Limits:
+    settings = get_settings()
+    return Limits(settings.progress_timeout_seconds, settings.memory_limit_bytes)
 
 
 def work_folder(claim: Claim) -> Path:

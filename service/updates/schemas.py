@@ -92,6 +92,10 @@ class Progress(BaseModel):
     gpu_memory_bytes: int | None = Field(
         default=None, description="What the training process holds on its GPU; null without one"
     )
+    checkpoint_step: int = Field(
+        default=0,
+        description="Step of the newest checkpoint, from which another attempt would go on; 0: none yet",
+    )
 
 
 class UpdateError(BaseModel):

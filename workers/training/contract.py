@@ -191,7 +191,8 @@ class Outcomes:
 class Progress:
     """Where a child stands: its phase, steps done of steps planned, the recent mean loss, seconds to go.
 
-    `gpu_memory_bytes` is what it holds on its GPU, None without one.
+    `gpu_memory_bytes` is what it holds on its GPU, None without one; `checkpoint_step` is the step of the newest
+    checkpoint, 0 without one: another attempt would go on from there.
 
     Phases: `searching` (only `auto`), `loading`, `tokenising`, `preparing`, `training`, `consolidating`, `saving`, `evaluating`.
     """
@@ -202,3 +203,4 @@ class Progress:
     loss: float | None = None
     eta_seconds: float | None = None
     gpu_memory_bytes: int | None = None
+    checkpoint_step: int = 0

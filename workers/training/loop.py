@@ -165,7 +165,7 @@ class Loop:
         checkpoint = read_checkpoint(Path(self.run.request.checkpoints), fingerprint=self.fingerprint)
         if checkpoint is not None:
             self.strategy.resume(restore(checkpoint, self.run.model, self.optimiser))
-            self.step = self.saved_step = checkpoint.step
+            self.step = self.saved_step = self.run.watch.checkpoint_step = checkpoint.step
             self.curve = LossCurve(checkpoint.losses)
 
     def train(self) -> None:
@@ -248,7 +248,7 @@ class Loop:
         tensors = capture(self.run.model, self.optimiser, self.strategy.checkpoint())
         checkpoint = Checkpoint(self.step, tuple(self.curve.losses), tensors)
         write_checkpoint(Path(self.run.request.checkpoints), checkpoint, fingerprint=self.fingerprint)
-        self.saved_step = self.step
+        self.saved_step = self.run.watch.checkpoint_step = self.step
         self.checkpoint_at = time.monotonic() + self.run.request.checkpoint_seconds
 
     def result(self, seconds: float) -> TrainResult:

@@ -19,6 +19,7 @@ class Watch:
         self._phase = ""
         self._phase_began = 0.0
         self._first_step = 0
+        self.checkpoint_step = 0
 
     def at(self, phase: str, step: int = 0, total_steps: int = 0, loss: float | None = None) -> None:
         """Report a position, with the seconds to go at this phase's pace so far.
@@ -32,7 +33,7 @@ class Watch:
             self._phase, self._phase_began, self._first_step = phase, now, step
         done = step - self._first_step
         eta = (now - self._phase_began) / done * (total_steps - step) if done > 0 else None
-        self._on_progress(Progress(phase, step, total_steps, loss, eta))
+        self._on_progress(Progress(phase, step, total_steps, loss, eta, checkpoint_step=self.checkpoint_step))
         self.obey()
 
     def obey(self) -> None:
