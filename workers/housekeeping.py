@@ -5,10 +5,8 @@
 
 import shutil
 import signal
-import tempfile
 import threading
 from collections.abc import Callable
-from pathlib import Path
 
 from redis import Redis
 from redis.exceptions import RedisError
@@ -31,6 +29,7 @@ from service.storage.retention import (
 )
 from service.updates.leases import sweep_expired, work_is_waiting
 from service.updates.states import FINISHED
+from workers.workspace import work_root
 
 log = get_logger(__name__)
 MAX_WAITING_HINTS = 20  # more of them tell the workers nothing new
@@ -153,8 +152,7 @@ def _old_artifacts(store: ArtifactStore) -> list[str]:
 
 def sweep_work_folders() -> int:
     """Deletes the scratch folders of finished updates on this machine; returns how many."""
-    root = get_settings().work_dir or Path(tempfile.gettempdir()) / "palimpsest-work"
-    folders = {folder.name: folder for folder in root.glob("upd_*")}
+    folders = {folder.name: folder for folder in work_root().glob("upd_*")}
     if not folders:
         return 0
     with session_scope(tenant=EVERY_TENANT, role="worker") as session:

@@ -5,7 +5,6 @@ trains or scores; the version with its scores, its admissions, the verdict and t
 """
 
 import shutil
-import tempfile
 import threading
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -51,6 +50,7 @@ from workers.scoring import (
 from workers.training.contract import Progress, TrainResult
 from workers.training.errors import Cancelled, ChildDied, Stopped, TrainingFailed
 from workers.watchdog import Limits
+from workers.workspace import leave_workspace, open_workspace
 
 log = get_logger(__name__)
 STATEMENT_TIMEOUT_OF_RECORDING = "600s"  # admissions of a large task are one long statement
@@ -61,7 +61,7 @@ MAX_ROUNDS = (
 
 # What another attempt may mend: a full disk, a lost device, a worker that lacks what another one has.
 MAY_PASS = {
-    "internal_error", "out_of_memory", "no_progress", "base_model_missing", "too_few_devices", "device_lost",
+    "internal_error", "out_of_memory", "no_progress", "base_model_missing", "base_model_mismatch", "too_few_devices", "device_lost",
 }  # fmt: skip
 # Met while recording: an example erased in that moment, or two transactions in each other's way. Worth another round.
 PASSING = (
@@ -89,7 +89,7 @@ class Trained:
 
 def run_update(claim: Claim, *, stopping: threading.Event) -> None:
     """Carries one claimed update as far as it goes, and leaves the row in a state that says how far that was."""
-    work = work_folder(claim)
+    work = open_workspace(claim)
     context = {
         "tenant": claim.tenant, "update": claim.update_id, "attempt": claim.attempt, "fence": claim.fence,
         "request_id": claim.request_id,
@@ -117,8 +117,7 @@ def _carry(claim: Claim, work: Path, *, stopping: threading.Event) -> None:
             keep_work = True
         except Exception as error:
             keep_work = _fail(claim, error) in (UpdateState.QUEUED, None)  # None: another worker's by now
-    if not keep_work:
-        shutil.rmtree(work, ignore_errors=True)
+    leave_workspace(work, keep=keep_work)
 
 
 def _learn(claim: Claim, lease: Lease, work: Path) -> UpdateState:
@@ -396,9 +395,3 @@ def _fail(claim: Claim, error: Exception) -> UpdateState | None:
 def _limits() -> Limits:
     settings = get_settings()
     return Limits(settings.progress_timeout_seconds, settings.memory_limit_bytes)
-
-
-def work_folder(claim: Claim) -> Path:
-    """Returns the scratch folder of an update; checkpoints in it outlive a worker."""
-    root = get_settings().work_dir or Path(tempfile.gettempdir()) / "palimpsest-work"
-    return root / claim.update_id

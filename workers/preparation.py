@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import tempfile
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from service.updates.leases import Claim, set_parent
 from service.updates.queries import get_update_tasks
 from workers.lease import LeaseLost
 from workers.training.contract import AdapterSettings, BaseFolder, TrainingSettings, TrainRequest
+from workers.workspace import CHECKPOINTS, work_root
 
 
 class NothingToLearn(ServiceError):
@@ -210,7 +210,7 @@ def _train_request(
         fresh=str(work / "fresh.ndjson"),
         replay=str(work / "replay.ndjson"),
         output=str(work / "version"),
-        checkpoints=str(work / f"checkpoints-of-{parent.number}"),
+        checkpoints=str(work / CHECKPOINTS.format(parent=parent.number)),
         checkpoint_seconds=get_settings().checkpoint_seconds,
         lineage={
             "model": model.name,
@@ -272,13 +272,18 @@ def base_folder(name: str) -> BaseFolder:
             f"The base model '{name}' should lie in {folder}, but there is no {file} there."
         )
     cache = None if entry.gguf is None else str(_base_cache())
-    return BaseFolder(name=name, folder=str(folder), revision=entry.revision, gguf=entry.gguf, cache=cache)
+    return BaseFolder(
+        name=name,
+        folder=str(folder),
+        revision=entry.revision,
+        gguf=entry.gguf,
+        cache=cache,
+        pinned=entry.sha256,
+    )
 
 
 def _base_cache() -> Path:
-    settings = get_settings()
-    work_dir = settings.work_dir or Path(tempfile.gettempdir()) / "palimpsest-work"
-    return settings.base_cache_dir or work_dir / "bases"
+    return get_settings().base_cache_dir or work_root() / "bases"
 
 
 def _locate(name: str, entry: BaseCheckpoint) -> Path:

@@ -1,5 +1,6 @@
 """A rig for faults: real API and worker processes that a test starts, kills, freezes and arms with failpoints."""
 
+import ctypes
 import os
 import signal
 import subprocess
@@ -19,13 +20,14 @@ from service.embedded.server import EmbeddedServer
 from service.security import create_key
 from tests.scenes import ALL_SCOPES, World
 
+PR_SET_PDEATHSIG = 1
 ROOT = Path(__file__).parents[2]
 FINISHED = {"promoted", "rejected", "failed", "cancelled"}
 LEASE_SECONDS = 3.0
 LONG = {"epochs": 400, "max_length": 32, "batch_size": 8, "seed": 1}  # minutes: a fault meets it at work
 
 
-def until(condition: Callable[[], Any], *, seconds: float = 90.0, what: str) -> Any:
+def until(condition: Callable[[], Any], *, seconds: float = 240.0, what: str) -> Any:
     """Polls until the condition gives something true, and returns that."""
     deadline = time.monotonic() + seconds
     while not (found := condition()):
@@ -44,8 +46,9 @@ class Part:
         self.log_file = log
         with log.open("ab") as output:
             self.process = subprocess.Popen(
-                arguments, env=environment, stdout=output, stderr=output, cwd=ROOT, start_new_session=True
-            )
+                arguments, env=environment, stdout=output, stderr=output, cwd=ROOT, start_new_session=True,
+                preexec_fn=_die_with_parent,
+            )  # fmt: skip
 
     @property
     def pid(self) -> int:
@@ -180,7 +183,7 @@ class Rig:
         found: dict[str, Any] = until(there, what=f"{phase} step {step}")
         return found
 
-    def ended(self, update_id: str, *, seconds: float = 120.0) -> dict[str, Any]:
+    def ended(self, update_id: str, *, seconds: float = 400.0) -> dict[str, Any]:
         """Waits until an update is finished or held, and returns it."""
 
         def over() -> dict[str, Any] | None:
@@ -237,6 +240,11 @@ class Rig:
             part.end()
         for server in self.servers:
             server.kill()
+
+
+def _die_with_parent() -> None:
+    """A test run that is killed leaves no process behind."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _alive(client: httpx.Client) -> bool:

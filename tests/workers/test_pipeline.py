@@ -19,12 +19,13 @@ SUBJECTS = (("one", ("math", "os")), ("two", ("random", "socket")), ("three", ("
 
 def while_training(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object], *, times: int = 1) -> None:
     """Has `act` happen when the child reports its first training step, in the first `times` attempts."""
-    original, left, seen = Lease.report, [times], set()
+    original, left = Lease.report, [times]
+    seen: set[Lease] = set()  # the leases themselves: an id is used again once its object has gone
 
     def report(lease: Lease, progress: Progress) -> None:
         original(lease, progress)
-        if progress.phase == "training" and progress.step >= 1 and left[0] and id(lease) not in seen:
-            seen.add(id(lease))
+        if progress.phase == "training" and progress.step >= 1 and left[0] and lease not in seen:
+            seen.add(lease)
             left[0] -= 1
             act()
 

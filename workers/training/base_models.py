@@ -52,7 +52,8 @@ def check_base(base: BaseFolder) -> str:
     """Return the checkpoint's SHA-256, computed where `base` does not bring it.
 
     Raises:
-        TrainingFailed: `base_model_missing` when the folder has no configuration or no safetensors weights.
+        TrainingFailed: `base_model_missing` when the folder has no configuration or no safetensors weights;
+            `base_model_mismatch` when it is not the checkpoint that the allow-list pins.
     """
     folder = Path(base.folder)
     if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
@@ -61,7 +62,24 @@ def check_base(base: BaseFolder) -> str:
             f"base model {base.name!r} has no config.json with safetensors weights in its folder",
             {"base_model": base.name},
         )
-    return base.sha256 or folder_sha256(folder)
+    sha256 = base.sha256 or folder_sha256(folder)
+    require_pinned(base, sha256)
+    return sha256
+
+
+def require_pinned(base: BaseFolder, sha256: str) -> None:
+    """Check a hash against the one the allow-list pins, if it pins one.
+
+    Raises:
+        TrainingFailed: `base_model_mismatch`, naming both.
+    """
+    if base.pinned is not None and base.pinned != sha256:
+        raise TrainingFailed(
+            "base_model_mismatch",
+            f"base model {base.name!r} on this worker has the hash {sha256}, but the catalogue of base models pins "
+            f"{base.pinned}; install the pinned checkpoint there, or correct the pin",
+            {"base_model": base.name, "pinned": base.pinned, "found": sha256},
+        )
 
 
 def load_tokenizer(base: BaseFolder) -> Any:

@@ -22,7 +22,8 @@ class BaseFolder:
 
     `sha256` covers the checkpoint's configuration, weights and tokenizer files; `None` has it computed.
     `gguf` names a quantised file inside `folder`: the child dequantises it once into a folder below `cache`, which
-    is the base from then on (and what `sha256` covers).
+    is the base from then on (and what `sha256` covers). `pinned` is the hash that the allow-list demands: of the GGUF file
+    where there is one, else what `sha256` covers.
     """
 
     name: str
@@ -31,6 +32,7 @@ class BaseFolder:
     sha256: str | None = None
     gguf: str | None = None
     cache: str | None = None
+    pinned: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ import torch
 from tokenizers import pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from workers.training.base_models import require_pinned
 from workers.training.contract import BaseFolder
 from workers.training.errors import TrainingFailed
 from workers.training.folders import whole_folder, write_json
@@ -33,7 +34,7 @@ def plain_base(base: BaseFolder) -> BaseFolder:
 
     Raises:
         TrainingFailed: `base_model_missing` when there is no such file or nowhere to put the folder,
-            `base_model_unreadable` when the file cannot be dequantised.
+            `base_model_mismatch` when it is not the pinned one, `base_model_unreadable` when the file cannot be dequantised.
     """
     if base.gguf is None:
         return base
@@ -44,18 +45,19 @@ def plain_base(base: BaseFolder) -> BaseFolder:
             f"base model {base.name!r} has no file {base.gguf} in its folder, or no cache folder to unpack it into",
             {"base_model": base.name},
         )
-    target = Path(base.cache) / f"{source.stem}-{_digest(source)}"
+    content = _digest(source)
+    require_pinned(base, content)
+    target = Path(base.cache) / f"{source.stem}-{content[:16]}-{FORMAT}"
     with _alone(target):
         if not target.is_dir():
             with whole_folder(target) as folder:
                 _dequantise(base, folder)
-    return replace(base, folder=str(target), gguf=None, cache=None)
+    return replace(base, folder=str(target), gguf=None, cache=None, pinned=None)
 
 
 def _digest(source: Path) -> str:
     with source.open("rb") as stream:
-        content = hashlib.file_digest(stream, "sha256").hexdigest()
-    return f"{content[:16]}-{FORMAT}"
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 @contextmanager

@@ -1,0 +1,88 @@
+"""Faults of the worker: killed, frozen past its lease, told to stop, and killed at every boundary of an update."""
+
+import signal
+import time
+
+import psutil
+import pytest
+
+from service.failpoints import POINTS
+from tests.faults.rig import LEASE_SECONDS, LONG, Rig, until
+
+pytestmark = pytest.mark.slow
+SHORT = {**LONG, "epochs": 40}
+BOUNDARIES = sorted(point for point in POINTS if not point.endswith("_request_commit"))
+
+
+def test_a_killed_workers_child_goes_with_it_and_another_worker_finishes_the_update(rig: Rig) -> None:
+    worker = rig.start_worker()
+    rig.learnable("one")
+    update = rig.world.request("one", training=SHORT)["id"]
+    rig.at(update)
+    below = worker.descendants()
+    worker.send(signal.SIGKILL)
+    _, alive = psutil.wait_procs(below, timeout=10)
+    assert not alive
+    rig.start_worker()
+    ended = rig.ended(update)
+    assert (ended["status"], ended["attempt"], ended["version"]) == ("promoted", 2, 1)
+    rig.check_ledger()
+
+
+def test_a_worker_frozen_past_its_lease_can_write_nothing_when_it_wakes(rig: Rig) -> None:
+    frozen = rig.start_worker()
+    rig.learnable("one")
+    update = rig.world.request("one", training=SHORT)["id"]
+    rig.at(update)
+    frozen.send(signal.SIGSTOP)
+    rig.start_worker()
+    until(lambda: rig.world.update(update)["attempt"] == 2, what="the second attempt")
+    time.sleep(LEASE_SECONDS)  # both are at work now, the child of the frozen worker too
+    frozen.send(signal.SIGCONT)
+    ended = rig.ended(update)
+    assert (ended["status"], ended["attempt"], ended["version"]) == ("promoted", 2, 1)
+    until(lambda: "lease_lost" in frozen.log, what="the frozen worker's notice of its loss")
+    assert [event["type"] for event in rig.events(update)] == [
+        "queued", "training", "lease_expired", "queued", "training", "evaluating", "promoted",
+    ]  # fmt: skip
+    rig.check_ledger()
+
+
+@pytest.mark.parametrize("whom", ["process", "group"])
+def test_a_worker_told_to_stop_is_gone_in_seconds_and_uses_up_no_attempt(rig: Rig, whom: str) -> None:
+    worker = rig.start_worker()
+    rig.learnable("one")
+    update = rig.world.request("one", training=LONG)["id"]
+    rig.at(update, step=3)
+    below = worker.descendants()
+    (worker.send if whom == "process" else worker.send_group)(signal.SIGTERM)
+    assert worker.gone(seconds=30) == 0
+    _, alive = psutil.wait_procs(below, timeout=10)
+    assert not alive
+    back = rig.world.update(update)
+    assert (back["status"], back["attempt"]) == ("queued", 1)
+    assert "checkpoint is kept" in rig.events(update)[-1]["data"]["reason"]
+    rig.start_worker()
+    assert rig.at(update)["checkpoint_step"] >= 3
+    rig.world.ok(rig.world.client.post(f"/v1/updates/{update}/cancel"))
+    ended = rig.ended(update)
+    assert (ended["status"], ended["attempt"]) == ("cancelled", 1)
+    rig.check_ledger()
+
+
+def test_an_update_survives_the_death_of_its_worker_at_every_boundary(rig: Rig) -> None:
+    """One update, ten deaths: each boundary kills the worker the first time it is reached, the last after the end."""
+    rig.start_api(PALIMPSEST_MAX_ATTEMPTS=str(len(BOUNDARIES) + 1))
+    armed = rig.armed(",".join(f"{point}=kill" for point in BOUNDARIES))
+    worker = rig.start_worker(**armed)
+    rig.learnable("one")
+    update = rig.world.request("one", training=SHORT)["id"]
+    for _ in BOUNDARIES:
+        assert worker.gone(seconds=240) == -signal.SIGKILL, worker.log
+        worker = rig.start_worker(**armed)
+    ended = rig.ended(update)
+    assert sorted(path.name for path in (rig.folder / "failpoints").iterdir()) == BOUNDARIES
+    assert (ended["status"], ended["version"]) == ("promoted", 1)
+    assert ended["attempt"] == len(BOUNDARIES)  # dying once all is recorded costs none
+    assert [move["kind"] for move in rig.world.get("/models/triage/history")["data"]] == ["forced", "created"]
+    rig.check_ledger()

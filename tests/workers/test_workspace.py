@@ -1,0 +1,74 @@
+"""Scratch folders: one an attempt, so that nobody writes where another reads."""
+
+from pathlib import Path
+
+import pytest
+
+from service.config import get_settings
+from service.updates.leases import Claim
+from workers import workspace
+from workers.workspace import leave_workspace, open_workspace
+
+
+@pytest.fixture(autouse=True)
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A work folder of this test's own."""
+    settings = get_settings().model_copy(update={"work_dir": tmp_path})
+    monkeypatch.setattr(workspace, "get_settings", lambda: settings)
+    return tmp_path
+
+
+def claim(fence: int) -> Claim:
+    """A claim on one update."""
+    return Claim("acme", "upd_1", "mdl_1", fence, attempt=1, request_id=None, rescore=False)
+
+
+def checkpoint(work: Path, step: int) -> Path:
+    """Leaves a checkpoint in an attempt's folder."""
+    folder = work / "checkpoints-of-0" / f"step-{step:09d}"
+    folder.mkdir(parents=True)
+    (folder / "tensors.safetensors").write_text(f"tensors of step {step}")
+    return folder
+
+
+def test_an_attempt_takes_over_the_checkpoints_of_the_one_before() -> None:
+    before = open_workspace(claim(1))
+    left = checkpoint(before, 7)
+    work = open_workspace(claim(2))
+    assert work != before
+    taken = work / left.relative_to(before) / "tensors.safetensors"
+    assert taken.read_text() == "tensors of step 7"
+    assert not before.exists()
+
+
+def test_only_the_newest_attempts_checkpoints_are_taken_over(root: Path) -> None:
+    stale = root / "upd_1" / "2"
+    checkpoint(stale, 900)
+    newer = root / "upd_1" / "10"  # later than 2, though not by the alphabet
+    checkpoint(newer, 7)
+    work = open_workspace(claim(11))
+    assert [folder.name for folder in work.glob("checkpoints-of-0/*")] == ["step-000000007"]
+
+
+def test_a_half_written_checkpoint_is_not_taken_over() -> None:
+    before = open_workspace(claim(1))
+    checkpoint(before, 7).rename(before / "checkpoints-of-0" / "step-000000007.tmp")
+    work = open_workspace(claim(2))
+    assert not list(work.glob("checkpoints-of-0/*"))
+
+
+def test_a_holder_that_lost_its_lease_unawares_writes_into_a_folder_of_its_own() -> None:
+    stale = open_workspace(claim(1))
+    work = open_workspace(claim(2))
+    stale.mkdir(exist_ok=True)
+    (stale / "fresh.ndjson").write_text("late")
+    assert not (work / "fresh.ndjson").exists()
+
+
+def test_leaving_for_good_removes_every_attempts_folder(root: Path) -> None:
+    open_workspace(claim(1))
+    work = open_workspace(claim(2))
+    leave_workspace(work, keep=True)
+    assert work.exists()
+    leave_workspace(work, keep=False)
+    assert not (root / "upd_1").exists()

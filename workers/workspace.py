@@ -1,0 +1,59 @@
+"""The scratch folder of an attempt: its own, so that a holder that lost its lease without knowing can disturb nobody.
+
+    work_dir / update id / fence / …
+
+An attempt takes over the checkpoints of the one before it, where that ran on this machine, and removes the rest.
+"""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from service.config import get_settings
+from service.updates.leases import Claim
+
+CHECKPOINTS = "checkpoints-of-{parent}"  # of an attempt that starts from that version
+
+
+def work_root() -> Path:
+    """The folder of all scratch folders."""
+    return get_settings().work_dir or Path(tempfile.gettempdir()) / "palimpsest-work"
+
+
+def open_workspace(claim: Claim) -> Path:
+    """Makes the folder of this attempt, with the checkpoints of the one before in it, and returns it."""
+    update = work_root() / claim.update_id
+    earlier = sorted(
+        (folder for folder in update.glob("*") if folder.name.isdecimal()),
+        key=lambda folder: int(folder.name),
+    )
+    work = update / str(claim.fence)
+    work.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if earlier:
+        for checkpoint in earlier[-1].glob(CHECKPOINTS.format(parent="*") + "/step-?????????"):
+            _take_over(checkpoint, work / checkpoint.parent.name / checkpoint.name)
+    for folder in earlier:
+        if folder != work:
+            shutil.rmtree(folder, ignore_errors=True)
+    return work
+
+
+def leave_workspace(work: Path, *, keep: bool) -> None:
+    """Removes everything of the update from this machine, unless another attempt may want the checkpoints."""
+    if not keep:
+        shutil.rmtree(work.parent, ignore_errors=True)
+
+
+def _take_over(checkpoint: Path, target: Path) -> None:
+    try:
+        shutil.copytree(checkpoint, target, copy_function=_link)
+    except OSError:  # its holder, not dead after all, has just replaced it by a later one
+        shutil.rmtree(target, ignore_errors=True)
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)  # checkpoints are never written to twice
+    except OSError:
+        shutil.copy2(source, target)
