@@ -17,7 +17,7 @@ COPY pyproject.toml .
 RUN python -c "import tomllib; \
 project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
 extras = project['optional-dependencies']; \
-open('api.txt', 'w').write('\n'.join(project['dependencies'] + extras['s3'])); \
+open('api.txt', 'w').write('\n'.join(project['dependencies'] + extras['s3'] + extras['otel'])); \
 open('worker.txt', 'w').write('\n'.join(extras['worker']))"
 
 FROM python AS wheel

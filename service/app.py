@@ -20,6 +20,7 @@ from service.request_context import RequestContext
 from service.response_headers import ResponseHeaders
 from service.storage.routes import router as storage
 from service.tasks.routes import router as tasks
+from service.tracing import configure_tracing, telemetry_of_requests
 from service.updates.routes import router as updates
 from service.version import VERSION
 
@@ -37,6 +38,7 @@ Every creating POST takes an `Idempotency-Key`. Every answer names its `X-Reques
 
 def create_app() -> FastAPI:
     """Builds the API. Reads its settings from the environment; connects to nothing until asked."""
+    configure_tracing("palimpsest-api")
     app = FastAPI(
         title="Palimpsest",
         version=VERSION,
@@ -44,6 +46,7 @@ def create_app() -> FastAPI:
         description=DESCRIPTION,
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
         separate_input_output_schemas=False,
+        telemetry=telemetry_of_requests(),
     )
     _add_middleware(app, get_settings())
     install_error_handlers(app)

@@ -4,7 +4,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -53,7 +53,7 @@ BUILT_IN_BASE_MODELS = {
 
 class Settings(BaseSettings):
     """Everything an operator can set, by environment variable. Names are the field names in capitals,
-    with the prefix `PALIMPSEST_` except for the three service addresses."""
+    with the prefix `PALIMPSEST_` except for the three service addresses; the endpoint of traces has two names."""
 
     model_config = SettingsConfigDict(env_prefix="PALIMPSEST_", extra="ignore", frozen=True)
 
@@ -90,6 +90,13 @@ class Settings(BaseSettings):
     )
     metrics_timeout_seconds: float = Field(
         default=2.0, gt=0, description="how long a scrape waits for the database before it goes without"
+    )
+
+    # Traces
+    traces_endpoint: str | None = Field(
+        default=None,
+        validation_alias=AliasChoices("PALIMPSEST_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"),
+        description="an OTLP/HTTP collector (http://collector:4318), which gets the traces; default: no tracing",
     )
 
     # Limits of what a request may hold

@@ -6,6 +6,7 @@ import sys
 import structlog
 
 from service.request_context import merge_request
+from service.tracing import merge_trace
 
 
 def configure_logging(level: int = logging.INFO) -> None:
@@ -14,6 +15,7 @@ def configure_logging(level: int = logging.INFO) -> None:
     shared: list[structlog.types.Processor] = [
         structlog.contextvars.merge_contextvars,
         merge_request,
+        merge_trace,
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         timestamper,

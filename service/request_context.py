@@ -32,6 +32,13 @@ def bind_caller(*, tenant: str, key_prefix: str) -> None:
         bound.update(tenant=tenant, key_prefix=key_prefix)
 
 
+def bind_update(update: str) -> None:
+    """Notes which update the request at hand makes or changes, for the log; nothing outside of a request."""
+    bound = _bound.get()
+    if bound is not None:
+        bound["update"] = update
+
+
 def merge_request(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     """structlog processor: adds what is known of the request; a line's own fields win."""
     for name, value in (_bound.get() or {}).items():

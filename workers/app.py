@@ -11,6 +11,7 @@ from celery.signals import setup_logging, worker_init, worker_ready, worker_shut
 from service.config import get_settings
 from service.logs import configure_logging
 from service.queue import celery_app
+from service.tracing import configure_tracing
 from workers.child import start_forkserver
 from workers.housekeeping import sweep_forever
 from workers.tasks import run_updates, stopping
@@ -28,8 +29,9 @@ def on_setup_logging(**_: object) -> None:
 
 @worker_init.connect  # type: ignore[untyped-decorator]  # celery ships no types
 def on_worker_init(**_: object) -> None:
-    """Starts the fork server, so that a child with torch loaded is ready in a blink."""
+    """Starts the fork server, so that a child with torch loaded is ready in a blink, and tracing where it is on."""
     start_forkserver(get_settings().torch_threads)
+    configure_tracing("palimpsest-worker")
 
 
 @worker_ready.connect  # type: ignore[untyped-decorator]  # celery ships no types

@@ -27,6 +27,7 @@ from service.storage.retention import (
     models_with_retention,
     remove_artifacts,
 )
+from service.tracing import configure_tracing
 from service.updates.leases import sweep_expired, work_is_waiting
 from service.updates.states import FINISHED
 from workers.workspace import work_root
@@ -168,6 +169,7 @@ def sweep_work_folders() -> int:
 def main() -> None:
     """Sweeps until SIGTERM or Ctrl-C."""
     configure_logging()
+    configure_tracing("palimpsest-sweeper")
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())

@@ -30,10 +30,12 @@ from service.models import Model, Update, UpdateState, Version, VersionTask
 from service.registry.commands import promote
 from service.registry.queries import get_champion, get_model, get_version
 from service.replay.commands import admit_examples
+from service.tracing import mark_failed, span, traced
 from service.updates import leases
 from service.updates.leases import Claim
 from service.updates.states import change_state
 from service.version import VERSION
+from workers.attempt_trace import attempt_span
 from workers.child import Trainer
 from workers.lease import Lease, LeaseLost
 from workers.preparation import Plan, StateErased, TaskSlice, prepare_update, version_folder
@@ -94,7 +96,7 @@ def run_update(claim: Claim, *, stopping: threading.Event) -> None:
         "tenant": claim.tenant, "update": claim.update_id, "attempt": claim.attempt, "fence": claim.fence,
         "request_id": claim.request_id,
     }  # fmt: skip
-    with bound_contextvars(**context):
+    with bound_contextvars(**context), attempt_span(claim):
         _carry(claim, work, stopping=stopping)
 
 
@@ -128,12 +130,14 @@ def _learn(claim: Claim, lease: Lease, work: Path) -> UpdateState:
         raise TrainedOnErased from None
     reach("prepared")
     with Trainer(_limits()) as trainer:
-        result = trainer.train(plan.request, on_progress=lease.report, watch=lease.watch)
+        with span("train", attributes={"palimpsest.strategy": plan.update.strategy}):
+            result = trainer.train(plan.request, on_progress=lease.report, watch=lease.watch)
         reach("trained")
         lease.check()
         folder = Path(plan.request.output)
-        state = _put_state(folder, work)
-        sha256, size = get_store().put_folder(folder)
+        with span("store"):
+            state = _put_state(folder, work)
+            sha256, size = get_store().put_folder(folder)
         reach("artifact_stored")
         lease.report(Progress(phase="evaluating"))
         with session_scope(tenant=claim.tenant, role="worker") as session:
@@ -224,6 +228,7 @@ def _keep(trained: Trained, work: Path) -> None:
         get_store().keep_folder(trained.state[0], work / "state")
 
 
+@traced("record")
 def _record(
     claim: Claim, *, round_: Round, candidate: Candidate, trained: Trained | None
 ) -> UpdateState | None:
@@ -379,6 +384,7 @@ def _fail(claim: Claim, error: Exception) -> UpdateState | None:
     code = getattr(error, "code", None) or (
         "trainer_died" if isinstance(error, ChildDied) else "internal_error"
     )
+    mark_failed(code)
     final = isinstance(error, TrainingFailed | ServiceError) and code not in MAY_PASS
     unexpected = not isinstance(error, TrainingFailed | ServiceError | ChildDied | OSError)
     log.error(

@@ -18,6 +18,7 @@ from service.examples.queries import StoredExample, fresh_rows, rows_by_id
 from service.models import Model, Task, Update, Version, VersionTask
 from service.registry.queries import get_champion, get_version, require_artifact
 from service.replay.queries import read_buffer
+from service.tracing import traced
 from service.updates.catalogue import strategies
 from service.updates.commands import learnt_up_to
 from service.updates.leases import Claim, set_parent
@@ -65,6 +66,7 @@ class Plan:
     request: TrainRequest
 
 
+@traced("prepare")
 def prepare_update(claim: Claim, *, work: Path) -> Plan:
     """Resolves the parent, writes the rows to train on into `work`, and returns the plan.
 

@@ -16,6 +16,7 @@ from service.evaluations.queries import is_scored, load_outcomes
 from service.examples.queries import eval_ids, rows_by_id
 from service.models import EvalSet, Model, Task, Update, Version, VersionTask
 from service.registry.queries import get_champion, get_version
+from service.tracing import traced
 from service.updates.leases import Claim
 from workers.child import Trainer
 from workers.lease import Lease
@@ -130,6 +131,7 @@ def _role(task_id: str, *, learnt: frozenset[str], taught: frozenset[str]) -> Ro
     return "relearnt" if task_id in taught else "old"
 
 
+@traced("evaluate")
 def score_round(
     *,
     model: Model,

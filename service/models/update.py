@@ -62,6 +62,8 @@ class Update(OwnedByTenant, Base):
     warnings: Mapped[list[Any]]
     requested_by: Mapped[str]
     request_id: Mapped[str | None]  # of the call that asked for it
+    traceparent: Mapped[str | None]  # the span of that call, where tracing was on
+    attempt_traceparent: Mapped[str | None]  # the span of the latest attempt
     # where it stands
     state: Mapped[str]
     fence: Mapped[int] = mapped_column(server_default="0")

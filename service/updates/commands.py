@@ -18,6 +18,7 @@ from service.replay.queries import count_strata
 from service.request_context import request_id
 from service.security import Principal, Scope
 from service.tasks.queries import get_tasks
+from service.tracing import current_traceparent
 from service.updates.catalogue import check_strategy, strategies
 from service.updates.queries import get_update
 from service.updates.schemas import UpdateCreate
@@ -44,7 +45,8 @@ def request_update(session: Session, *, model: str, request: UpdateCreate, princ
         strategy=request.strategy.name, parameters=parameters, training=request.training.model_dump(),
         parent=str(request.parent), relearn=request.relearn, promotion=request.promotion,
         user_metadata=request.metadata, cut=cut, warnings=warnings, requested_by=principal.actor,
-        request_id=request_id(), state=UpdateState.QUEUED, max_attempts=get_settings().max_attempts,
+        request_id=request_id(), traceparent=current_traceparent(), state=UpdateState.QUEUED,
+        max_attempts=get_settings().max_attempts,
     )  # fmt: skip
     session.add(update)
     session.flush()

@@ -53,6 +53,8 @@ class Claim:
     fence: int
     attempt: int
     request_id: str | None  # of the call that asked for the update
+    traceparent: str | None  # of that call's span
+    attempt_traceparent: str | None  # of the attempt before this one
     rescore: bool  # the version exists; only the comparison with the champion is to be made again
 
 
@@ -110,6 +112,7 @@ def _claim(
     return Claim(
         tenant=row.tenant_id, update_id=row.id, model_id=row.model_id, fence=row.fence,
         attempt=row.attempts_used + 1, request_id=row.request_id,
+        traceparent=row.traceparent, attempt_traceparent=row.attempt_traceparent,
         rescore=source == UpdateState.AWAITING_APPROVAL,
     )  # fmt: skip
 
@@ -146,6 +149,11 @@ def set_parent(session: Session, *, claim: Claim, version: int) -> bool:
         update(Update).where(*_held_by(claim)).values(parent_version=version).returning(Update.id)
     ).one_or_none()
     return row is not None
+
+
+def note_attempt(session: Session, *, claim: Claim, traceparent: str | None) -> None:
+    """Notes the span of an attempt, which the next one links with; does nothing once the claim is lost."""
+    session.execute(update(Update).where(*_held_by(claim)).values(attempt_traceparent=traceparent))
 
 
 def begin_evaluating(session: Session, *, claim: Claim) -> bool:

@@ -6,7 +6,10 @@ from typing import Any
 from sqlalchemy import func, update
 from sqlalchemy.orm import Session
 
+from service import tracing
+from service.db import after_commit
 from service.models import Update, UpdateEvent, UpdateState
+from service.request_context import bind_update
 
 QUEUED, TRAINING, EVALUATING = UpdateState.QUEUED, UpdateState.TRAINING, UpdateState.EVALUATING
 AWAITING_APPROVAL = UpdateState.AWAITING_APPROVAL
@@ -65,8 +68,20 @@ def change_state(
 def record_event(
     session: Session, *, update: Update, type_: str, data: Mapping[str, Any] | None = None
 ) -> None:
-    """Appends an event to an update's life."""
+    """Appends an event to an update's life, and to its trace once the transaction has committed."""
     session.add(
         UpdateEvent(tenant_id=update.tenant_id, update_id=update.id, type=str(type_), data=dict(data or {}))
     )
     session.flush()
+    bind_update(update.id)
+    if tracing.is_on():
+        note = tracing.noting(f"update.{type_}", within=update.traceparent, attributes=_for_trace(update))
+        after_commit(session, note)
+
+
+def _for_trace(update: Update) -> dict[str, str | int]:
+    known: dict[str, str | int | None] = {
+        "tenant": update.tenant_id, "model": update.model_id, "update": update.id, "state": str(update.state),
+        "fence": update.fence, "version": update.version,
+    }  # fmt: skip
+    return {f"palimpsest.{name}": value for name, value in known.items() if value is not None}

@@ -146,7 +146,7 @@ def test_the_gpu_worker_asks_for_one_gpu_and_only_under_its_profile() -> None:
 def test_every_requirement_is_pinned_within_its_bounds() -> None:
     pinned = pins()
     extras = PROJECT["optional-dependencies"]
-    assert set(extras) == {"worker", "s3", "embedded", "dev"}
+    assert set(extras) == {"worker", "s3", "otel", "embedded", "dev"}
     for line in [*PROJECT["dependencies"], *(line for extra in extras.values() for line in extra)]:
         requirement = Requirement(line)
         assert requirement.specifier.contains(pinned[canonicalize_name(requirement.name)]), line
