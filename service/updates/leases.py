@@ -53,9 +53,9 @@ class Claim:
     fence: int
     attempt: int
     request_id: str | None  # of the call that asked for the update
-    traceparent: str | None  # of that call's span
-    attempt_traceparent: str | None  # of the attempt before this one
     rescore: bool  # the version exists; only the comparison with the champion is to be made again
+    traceparent: str | None = None  # of the call's span, where it was traced
+    attempt_traceparent: str | None = None  # of the span of the attempt before
 
 
 @dataclass(frozen=True, slots=True)
