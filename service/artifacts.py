@@ -61,7 +61,7 @@ class ArtifactStore:
     def put_tar(self, tar: BinaryIO) -> str:
         """Stores an artifact as it is and returns its sha256. The same content is stored once."""
         tar.seek(0)
-        digest = hashlib.file_digest(tar, "sha256").hexdigest()
+        digest = _sha256(tar)
         if self._local and self.holds(digest):
             Path(self._path(digest)).touch()  # fresh again: the sweeper of orphans passes it by
         else:
@@ -161,6 +161,13 @@ def write_tar(folder: Path, target: BinaryIO) -> None:
             entry.mode = 0o644
             with path.open("rb") as source:
                 tar.addfile(entry, source)
+
+
+def _sha256(source: BinaryIO) -> str:
+    digest = hashlib.sha256()
+    while chunk := source.read(CHUNK):
+        digest.update(chunk)
+    return digest.hexdigest()
 
 
 def _copy(source: BinaryIO, target: BinaryIO) -> None:
