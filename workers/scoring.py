@@ -10,8 +10,9 @@ from sqlalchemy.orm import Session
 
 from service.db import session_scope
 from service.evaluations.commands import ensure_eval_set, record_score
+from service.evaluations.comparing import compare, role_of
 from service.evaluations.gate import Comparison, Role
-from service.evaluations.outcomes import Outcomes, flips, graded_interval, mean_score, pair
+from service.evaluations.outcomes import Outcomes
 from service.evaluations.queries import is_scored, load_outcomes
 from service.examples.queries import eval_ids, rows_by_id
 from service.models import EvalSet, Model, Task, Update, Version, VersionTask
@@ -81,34 +82,25 @@ def plan_round(claim: Claim, *, candidate: Candidate, work: Path) -> Round:
         cut = max(update.cut, champion.cut, candidate.parent.cut)
         learnt = _learnt_tasks(session, model=model, versions={*candidate.parent.lineage, *champion.lineage})
         learnt |= _guarded_tasks(session, model=model)
+        confidence = float(model.gate["confidence"])
         wanted = learnt | candidate.taught
         tasks = session.scalars(
             select(Task).where(Task.id.in_(wanted), Task.deleted_at.is_(None)).order_by(Task.name)
         )
         planned, unmeasured = [], []
         for task in tasks.all():
-            role = _role(task.id, learnt=learnt, taught=candidate.taught)
+            role = role_of(task.id, learnt=learnt, taught=candidate.taught)
             ids = eval_ids(session, task_id=task.id, cut=cut)
             if not ids:  # erased or not there yet, all of them: the gate must know that nothing was measured
-                unmeasured.append(_nothing_measured(task.name, role))
+                unmeasured.append(
+                    compare(task.name, role, size=0, candidate=None, champion=None, confidence=confidence)
+                )
                 continue
             eval_set = ensure_eval_set(session, model=model, task_id=task.id, example_ids=ids)
             path = work / f"eval-{eval_set.id}.ndjson"
             write_rows(path, rows_by_id(session, ids), names={task.id: task.name})
             planned.append(EvalTask(task_id=task.id, name=task.name, role=role, eval_set=eval_set, rows=path))
     return Round(champion=champion, tasks=planned, unmeasured=unmeasured)
-
-
-def _nothing_measured(task: str, role: Role) -> Comparison:
-    return Comparison(
-        task=task,
-        role=role,
-        size=0,
-        candidate_score=None,
-        champion_score=None,
-        negative_flips=0,
-        positive_flips=0,
-    )
 
 
 def _learnt_tasks(session: Session, *, model: Model, versions: Iterable[int]) -> frozenset[str]:
@@ -123,12 +115,6 @@ def _learnt_tasks(session: Session, *, model: Model, versions: Iterable[int]) ->
 
 def _guarded_tasks(session: Session, *, model: Model) -> frozenset[str]:
     return frozenset(session.scalars(select(Task.id).where(Task.model_id == model.id, Task.guarded)))
-
-
-def _role(task_id: str, *, learnt: frozenset[str], taught: frozenset[str]) -> Role:
-    if task_id not in learnt:
-        return "new"
-    return "relearnt" if task_id in taught else "old"
 
 
 @traced("evaluate")
@@ -216,32 +202,14 @@ def comparisons(session: Session, *, model: Model, round_: Round, number: int) -
     )
     confidence = float(model.gate["confidence"])
     measured = [
-        _compare(task, outcomes=outcomes, number=number, champion=champion, confidence=confidence)
+        compare(
+            task.name,
+            task.role,
+            size=task.eval_set.size,
+            candidate=outcomes.get((number, task.task_id)),
+            champion=outcomes.get((champion, task.task_id)),
+            confidence=confidence,
+        )
         for task in round_.tasks
     ]
     return measured + round_.unmeasured
-
-
-def _compare(
-    task: EvalTask,
-    *,
-    outcomes: Mapping[tuple[int, str], Outcomes],
-    number: int,
-    champion: int,
-    confidence: float,
-) -> Comparison:
-    ours, theirs = outcomes.get((number, task.task_id)), outcomes.get((champion, task.task_id))
-    if ours is None or theirs is None:
-        return Comparison(
-            task=task.name, role=task.role, size=task.eval_set.size,
-            candidate_score=mean_score(ours) if ours else None, champion_score=mean_score(theirs) if theirs else None,
-            negative_flips=0, positive_flips=0,
-        )  # fmt: skip
-    paired = pair(theirs, ours)
-    negative, positive = flips(paired)
-    before, after = paired.scores()
-    return Comparison(
-        task=task.name, role=task.role, size=len(paired.example_ids),
-        candidate_score=after, champion_score=before, negative_flips=len(negative), positive_flips=len(positive),
-        graded_interval=graded_interval(paired, confidence=confidence),
-    )  # fmt: skip

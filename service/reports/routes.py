@@ -5,8 +5,15 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 
 from service.dependencies import Page, PageDep, Reader, SessionDep, page_of
-from service.reports import queries
-from service.reports.schemas import FlipPage, ForgettingReport, Outcome, UpdateReport
+from service.reports import queries, simulation
+from service.reports.schemas import (
+    FlipPage,
+    ForgettingReport,
+    GateSimulation,
+    GateSimulationRequest,
+    Outcome,
+    UpdateReport,
+)
 from service.schemas import NAME_PATTERN, ModelPath, VersionPath
 
 router = APIRouter(tags=["Reports"])
@@ -72,3 +79,11 @@ def read_forgetting(
 ) -> ForgettingReport:
     """Shows the score of every version of the lineage on every task, and what follows from it."""
     return queries.forgetting(session, model=model, version=version)
+
+
+@router.post("/models/{model}/gate:simulate", summary="Try another gate policy on past updates")
+def simulate_gate(
+    model: ModelPath, body: GateSimulationRequest, _principal: Reader, session: SessionDep
+) -> GateSimulation:
+    """Judges stored outcomes under another policy: what would have been promoted, held, rejected. Changes nothing."""
+    return simulation.simulate_gate(session, model=model, request=body)

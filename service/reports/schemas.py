@@ -5,6 +5,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
+from service.registry.schemas import Body, GateSpec
+
 Decision = Literal["pass", "fail", "inconclusive"]
 
 
@@ -166,3 +168,57 @@ class Outcome(BaseModel):
     confidence: float
     correct: bool = Field(description="The right label; for causal-lm an exact match under greedy decoding")
     score: float | None = Field(default=None, description="Mean token log-likelihood, for causal-lm")
+
+
+class GateSimulationRequest(Body):
+    """The policy to try. Fields that are left out stay as the model's own gate has them."""
+
+    max_regression: float | None = Field(default=None, ge=0, le=1)
+    confidence: float | None = Field(default=None, gt=0.5, lt=1)
+    min_new_score: float | None = Field(default=None, ge=-1000, le=1)
+    on_inconclusive: Literal["hold", "promote", "reject"] | None = None
+    promotion: Literal["gate", "manual", "always"] = Field(
+        default="gate", description="As if every update had been posted with this"
+    )
+    versions: list[int] | None = Field(
+        default=None, max_length=200, description="Default: the newest `limit` that were judged"
+    )
+    limit: int = Field(default=50, ge=1, le=200)
+
+    @property
+    def changes(self) -> dict[str, Any]:
+        """The gate fields that were named, an explicit null of `min_new_score` among them."""
+        named = {"max_regression", "confidence", "min_new_score", "on_inconclusive"} & self.model_fields_set
+        given = {name: getattr(self, name) for name in named}
+        return {name: value for name, value in given.items() if value is not None or name == "min_new_score"}
+
+
+class SimulatedVerdict(BaseModel):
+    """What the gate would say of one version under the policy that was tried."""
+
+    version: int
+    update: str
+    compared_with: int = Field(description="The champion it was judged against then, and is again")
+    status: str = Field(description="What has become of the update")
+    decision_then: Decision | None
+    verdict: Verdict
+    outcome: Literal["promote", "hold", "reject"]
+    changed: bool = Field(description="Whether the decision differs from the one of then")
+
+
+class SimulationSummary(BaseModel):
+    """The simulated outcomes, counted."""
+
+    promote: int
+    hold: int
+    reject: int
+    changed: int
+
+
+class GateSimulation(BaseModel):
+    """The gate's verdicts under another policy, over stored outcomes."""
+
+    model: str
+    policy: GateSpec
+    data: list[SimulatedVerdict] = Field(description="By version, oldest first")
+    summary: SimulationSummary

@@ -24,6 +24,7 @@ BODIES: dict[str, object] = {
     "PATCH /v1/models/{model}": {"metadata": {"stolen": True}},
     "PUT /v1/models/{model}/aliases/{alias}": {"version": 0},
     "POST /v1/models/{model}/rollback": {"reason": "theft"},
+    "POST /v1/models/{model}/gate:simulate": {},
     "POST /v1/models/{model}/updates": {"tasks": ["one"]},
     "POST /v1/models/{model}/tasks/{task}/examples": {"examples": [{"text": "planted", "label": "math"}]},
 }
