@@ -1,5 +1,9 @@
 """create_app(): routers, middleware, error handlers."""
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from anyio.to_thread import current_default_thread_limiter
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 
@@ -44,6 +48,7 @@ def create_app() -> FastAPI:
         description=DESCRIPTION,
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
         separate_input_output_schemas=False,
+        lifespan=_bound_threads,
     )
     _add_middleware(app, get_settings())
     install_error_handlers(app)
@@ -54,6 +59,13 @@ def create_app() -> FastAPI:
         app.include_router(router, prefix="/v1")
     describe_problems(app, Problem)
     return app
+
+
+@asynccontextmanager
+async def _bound_threads(_app: FastAPI) -> AsyncIterator[None]:
+    # As many threads as connections that stay open: more would open and close one for every request of a crowd.
+    current_default_thread_limiter().total_tokens = get_settings().database_pool_size
+    yield
 
 
 def _add_middleware(app: FastAPI, settings: Settings) -> None:
