@@ -5,6 +5,7 @@
 
 import asyncio
 import json
+import math
 import statistics
 import subprocess
 import sys
@@ -46,12 +47,7 @@ class Seen:
     def percentile(self, share: float) -> float:
         """Seconds within which this share of the requests was answered (nearest rank)."""
         ranked = sorted(self.latencies)
-        return ranked[min(len(ranked) - 1, int(share * len(ranked)))]
-
-    @property
-    def median(self) -> float:
-        """Median seconds of a request."""
-        return statistics.median(self.latencies)
+        return ranked[math.ceil(share * len(ranked)) - 1]
 
 
 def measure_load(load: Load) -> Seen:

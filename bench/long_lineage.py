@@ -23,7 +23,10 @@ from service.registry.queries import get_model
 from service.updates.schemas import TrainingRequest
 
 LABELS = [f"label-{number}" for number in range(8)]
-LEARNT, CHANGED = 0.92, 0.03  # shares of eval rows: right after learning a task, changing sides at any other update
+LEARNT, CHANGED = (
+    0.92,
+    0.03,
+)  # shares of eval rows: right after learning a task, changing sides at any other update
 FIRST_SHARE = 0.7  # of the eval rows that a growing task has in the first half of the lineage
 
 
@@ -83,7 +86,11 @@ def fill(client: Client, *, model: str, size: Size) -> None:
     for number in range(size.tasks):
         client.put(f"/models/{model}/tasks/task-{number}")
         rows = (
-            {"text": f"{split} row {turn} of task {number}", "label": LABELS[turn % len(LABELS)], "split": split}
+            {
+                "text": f"{split} row {turn} of task {number}",
+                "label": LABELS[turn % len(LABELS)],
+                "split": split,
+            }
             for split, count in (("train", size.train_rows), ("eval", size.eval_rows))
             for turn in range(count)
         )
@@ -104,7 +111,13 @@ def read_exams(session: Session, *, model: Model, size: Size) -> list[Exam]:
 
 
 def write_version(
-    session: Session, *, model: Model, exams: Sequence[Exam], update: Update, size: Size, random: np.random.Generator
+    session: Session,
+    *,
+    model: Model,
+    exams: Sequence[Exam],
+    update: Update,
+    size: Size,
+    random: np.random.Generator,
 ) -> None:
     """Write the version that an update made, with its scores, and promote it."""
     number = update.version or 0
@@ -116,12 +129,20 @@ def write_version(
         exam.correct = answered(exam, taught=exam is taught, random=random)
         shown = exam.size_at(number, of=size.versions)
         rows.append(score_row(session, model=model, exam=exam, version=number, shown=shown, random=random))
-        if number > 1 and (shown != exam.size_at(number - 1, of=size.versions) or number == exams.index(exam) + 1):
+        if number > 1 and (
+            shown != exam.size_at(number - 1, of=size.versions) or number == exams.index(exam) + 1
+        ):
             exam_before = Exam(exam.task, exam.ids, before, exam.grows)
-            rows.append(score_row(session, model=model, exam=exam_before, version=number - 1, shown=shown, random=random))
+            rows.append(
+                score_row(
+                    session, model=model, exam=exam_before, version=number - 1, shown=shown, random=random
+                )
+            )
     session.execute(insert(Score), rows)
     model.last_version = number
-    promote(session, model=model, version=number, kind="promoted", actor="gate", reason=None, update_id=update.id)
+    promote(
+        session, model=model, version=number, kind="promoted", actor="gate", reason=None, update_id=update.id
+    )
 
 
 def answered(exam: Exam, *, taught: bool, random: np.random.Generator) -> Flags:
@@ -134,14 +155,16 @@ def score_row(
     session: Session, *, model: Model, exam: Exam, version: int, shown: int, random: np.random.Generator
 ) -> dict[str, object]:
     """The stored score of a version on the first `shown` examples of a task."""
-    eval_set = ensure_eval_set(session, model=model, task_id=exam.task.id, example_ids=exam.ids[:shown].tolist())
+    eval_set = ensure_eval_set(
+        session, model=model, task_id=exam.task.id, example_ids=exam.ids[:shown].tolist()
+    )
     correct = exam.correct[:shown]
     truth = np.arange(shown) % len(LABELS)
     outcomes = Outcomes(
         example_ids=exam.ids[:shown],
         correct=correct,
         predicted=np.where(correct, truth, (truth + 1) % len(LABELS)),
-        confidence=random.uniform(0.3, 1.0, shown),
+        confidence=random.uniform(0.3, 1.0, shown).astype(np.float32),
     )
     return {
         "tenant_id": model.tenant_id, "model_id": model.id, "version": version, "eval_set_id": eval_set.id,
@@ -161,7 +184,9 @@ def add_update(session: Session, *, model: Model, taught: Task, number: int) -> 
     return update
 
 
-def add_version(session: Session, *, model: Model, update: Update, taught: Exam, number: int, rows: int) -> None:
+def add_version(
+    session: Session, *, model: Model, update: Update, taught: Exam, number: int, rows: int
+) -> None:
     """Add version `number`, the child of the one before it, and what it learnt."""
     session.add(
         Version(
@@ -192,7 +217,9 @@ def judge(session: Session, *, model: Model, exams: Sequence[Exam], number: int)
         for task in tasks
         if (number - 1, task.id) in outcomes
     ]
-    update = session.scalars(select(Update).where(Update.model_id == model.id, Update.version == number)).one()
+    update = session.scalars(
+        select(Update).where(Update.model_id == model.id, Update.version == number)
+    ).one()
     update.verdict = dict(to_json(decide(GatePolicy(**model.gate), comparisons)))
 
 

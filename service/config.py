@@ -80,7 +80,9 @@ class Settings(BaseSettings):
 
     # Database
     database_pool_size: int = Field(
-        default=16, ge=1, description="connections that an API process keeps, and requests it works on at once"
+        default=16,
+        ge=1,
+        description="connections that an API process keeps, and requests it works on at once",
     )
     database_connect_timeout_seconds: int = Field(default=5, ge=1)
     statement_timeout_seconds: int = Field(default=60, ge=1)

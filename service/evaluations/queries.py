@@ -30,7 +30,9 @@ def stored_scores(
     session: Session, *, model: Model, versions: Iterable[int], task_ids: Iterable[str]
 ) -> list[StoredScore]:
     """Returns the aggregates of all scores of these versions on these tasks, oldest first."""
-    measured = func.nullif(Score.measures, literal({}, JSONB))  # most have none, and parsing ten thousand of those shows
+    measured = func.nullif(
+        Score.measures, literal({}, JSONB)
+    )  # most have none, and parsing ten thousand of those shows
     rows = session.execute(
         select(Score.version, Score.task_id, Score.eval_set_id, Score.score, Score.size, measured)
         .where(
@@ -38,7 +40,7 @@ def stored_scores(
         )
         .order_by(Score.created_at, Score.eval_set_id)
     )
-    return [StoredScore(*row, measures=measures or {}) for *row, measures in rows]
+    return [StoredScore(*aggregate, measures or {}) for *aggregate, measures in rows]
 
 
 def is_scored(session: Session, *, model: Model, version: int, eval_set_id: str) -> bool:

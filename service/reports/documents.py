@@ -95,7 +95,8 @@ def _standing(session: Session, *, model: Model, version: Version) -> Standing:
         select(
             func.array_agg(
                 aggregate_order_by(
-                    func.concat_ws("\n", Task.id, Task.name, Task.guarded, Task.deleted_at.is_(None)), Task.seq
+                    func.concat_ws("\n", Task.id, Task.name, Task.guarded, Task.deleted_at.is_(None)),
+                    Task.seq,
                 )
             )
         )
