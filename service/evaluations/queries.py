@@ -40,7 +40,10 @@ def stored_scores(
         )
         .order_by(Score.created_at, Score.eval_set_id)
     )
-    return [StoredScore(*aggregate, measures or {}) for *aggregate, measures in rows]
+    return [
+        StoredScore(version, task_id, eval_set_id, score, size, measures or {})
+        for version, task_id, eval_set_id, score, size, measures in rows
+    ]
 
 
 def is_scored(session: Session, *, model: Model, version: int, eval_set_id: str) -> bool:
