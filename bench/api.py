@@ -36,7 +36,7 @@ COLUMNS = {
     "client cores": "client_cores", "bytes": "answer_bytes",
 }  # fmt: skip
 
-console = Console(highlight=False)
+console = Console(highlight=False, width=140)  # the table is as wide in a file as on a screen
 Figures = dict[str, Any]
 
 
