@@ -1,5 +1,9 @@
 """create_app(): routers, middleware, error handlers."""
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from anyio.to_thread import current_default_thread_limiter
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 
@@ -47,6 +51,7 @@ def create_app() -> FastAPI:
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
         separate_input_output_schemas=False,
         telemetry=telemetry_of_requests(),
+        lifespan=_bound_threads,
     )
     _add_middleware(app, get_settings())
     install_error_handlers(app)
@@ -57,6 +62,14 @@ def create_app() -> FastAPI:
         app.include_router(router, prefix="/v1")
     describe_problems(app, Problem)
     return app
+
+
+@asynccontextmanager
+async def _bound_threads(_app: FastAPI) -> AsyncIterator[None]:
+    # As many threads as there can be connections, so that no thread waits for one; half as many requests hold a
+    # session (dependencies.get_session), so that whoever holds a connection finds a thread to go on in.
+    current_default_thread_limiter().total_tokens = 2 * get_settings().database_pool_size
+    yield
 
 
 def _add_middleware(app: FastAPI, settings: Settings) -> None:

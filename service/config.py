@@ -79,7 +79,11 @@ class Settings(BaseSettings):
     )
 
     # Database
-    database_pool_size: int = Field(default=16, ge=1)
+    database_pool_size: int = Field(
+        default=16,
+        ge=1,
+        description="connections that an API process keeps, and requests it works on at once",
+    )
     database_connect_timeout_seconds: int = Field(default=5, ge=1)
     statement_timeout_seconds: int = Field(default=60, ge=1)
     ready_timeout_seconds: float = Field(default=2.0, gt=0, description="limit of each check of /readyz")
@@ -97,6 +101,11 @@ class Settings(BaseSettings):
         default=None,
         validation_alias=AliasChoices("PALIMPSEST_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"),
         description="an OTLP/HTTP collector (http://collector:4318), which gets the traces; default: no tracing",
+    )
+    report_cache_bytes: int = Field(
+        default=64 * 1024 * 1024,
+        ge=0,
+        description="memory of an API process for reports whose scores have not changed since; 0 keeps none",
     )
 
     # Limits of what a request may hold

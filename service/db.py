@@ -7,10 +7,10 @@ tenant, so that row-level security applies even when the login itself is a super
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Literal
 
 from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
-from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.orm import Session, SessionTransaction, sessionmaker
 
 from service.config import get_settings
 from service.failpoints import reach
@@ -47,13 +47,17 @@ def engine_for(database_url: str) -> Engine:
 
 @lru_cache
 def _session_factory(database_url: str) -> sessionmaker[Session]:
-    return sessionmaker(engine_for(database_url), expire_on_commit=False)
+    factory = sessionmaker(engine_for(database_url), expire_on_commit=False)
+    event.listen(factory, "after_begin", _enter)
+    return factory
 
 
-def _enter(connection: Connection, *, role: Role, tenant: str) -> None:
+def _enter(session: Session, _transaction: SessionTransaction, connection: Connection) -> None:
+    if connection.in_nested_transaction():
+        return
     connection.execute(
         text("SELECT set_config('role', :role, true), set_config('palimpsest.tenant', :tenant, true)"),
-        {"role": f"palimpsest_{role}", "tenant": tenant},
+        {"role": f"palimpsest_{session.info['role']}", "tenant": session.info["tenant"]},
     )
 
 
@@ -68,13 +72,7 @@ def session_scope(
     """
     factory = _session_factory(database_url or get_settings().database_url)
     with factory() as session:
-        session.info["key_id"] = key_id
-
-        @event.listens_for(session, "after_begin")
-        def enter(_session: Session, _transaction: Any, connection: Connection) -> None:
-            if not connection.in_nested_transaction():
-                _enter(connection, role=role, tenant=tenant)
-
+        session.info.update(role=role, tenant=tenant, key_id=key_id)
         with session.begin():
             yield session
             if role == "app":

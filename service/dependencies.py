@@ -1,19 +1,25 @@
 """What routes depend on: who is asking, their session, the page they want."""
 
+import asyncio
 import base64
 import binascii
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from functools import lru_cache
 from typing import Annotated, Any, Generic, TypeVar
 
+from anyio import CapacityLimiter
 from fastapi import Depends, Query, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import BaseModel, Field
 from sqlalchemy import Select
 from sqlalchemy.orm import InstrumentedAttribute, Session
+from starlette.concurrency import run_in_threadpool
 
+from service.coalescing import Coalesced
+from service.config import get_settings
 from service.db import session_scope
 from service.errors import Unauthenticated, Unprocessable
-from service.rate_limits import get_rate_limiter
+from service.rate_limits import RateLimiter, get_rate_limiter
 from service.request_context import bind_caller
 from service.response_headers import STATE
 from service.security import Principal, Scope, authenticate
@@ -25,7 +31,11 @@ bearer = HTTPBearer(
 )
 
 
-def get_principal(
+# Asked anew for every request, so that a revocation takes effect at once; a crowd with one key asks together.
+_authenticated = Coalesced(authenticate)
+
+
+async def get_principal(
     request: Request,
     credentials: Annotated[HTTPAuthorizationCredentials | None, Security(bearer)],
 ) -> Principal:
@@ -36,31 +46,45 @@ def get_principal(
             param="Authorization",
             headers={"WWW-Authenticate": 'Bearer realm="palimpsest"'},
         )
-    principal = authenticate(credentials.credentials)
+    principal = await _authenticated.get(credentials.credentials)
     bind_caller(tenant=principal.tenant, key_prefix=credentials.credentials.split("_")[1])
-    _count(request, principal)
+    if limiter := get_rate_limiter():
+        await run_in_threadpool(_count, request, principal, limiter)
     return principal
 
 
-def _count(request: Request, principal: Principal) -> None:
-    limiter = get_rate_limiter()
-    standing = limiter.hit(principal.key_id) if limiter else None
+def _count(request: Request, principal: Principal, limiter: RateLimiter) -> None:
+    standing = limiter.hit(principal.key_id)
     if standing is not None:
         setattr(request.state, STATE, standing.headers())
         standing.require()
 
 
-def requires(scope: Scope) -> Callable[[Principal], Principal]:
+def requires(scope: Scope) -> Callable[[Principal], Awaitable[Principal]]:
     """Returns a dependency that lets only keys with `scope` pass, and hands on the principal."""
 
-    def check(principal: Annotated[Principal, Depends(get_principal)]) -> Principal:
+    async def check(principal: Annotated[Principal, Depends(get_principal)]) -> Principal:
         principal.require(scope)
         return principal
 
     return check
 
 
-def get_session(principal: Annotated[Principal, Depends(get_principal)]) -> Iterator[Session]:
+@lru_cache
+def _turns(_loop: asyncio.AbstractEventLoop) -> CapacityLimiter:
+    return CapacityLimiter(get_settings().database_pool_size)
+
+
+async def wait_turn() -> AsyncIterator[None]:
+    """Holds back requests that would hold more sessions than the pool keeps; they wait without a thread."""
+    async with _turns(asyncio.get_running_loop()):
+        yield
+
+
+def get_session(
+    principal: Annotated[Principal, Depends(get_principal)],
+    _turn: Annotated[None, Depends(wait_turn, scope="function")],
+) -> Iterator[Session]:
     """Yields the request's session, bound to the caller's tenant; it commits before the response is sent."""
     with session_scope(tenant=principal.tenant, key_id=principal.key_id) as session:
         yield session

@@ -2,10 +2,11 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Response
 
 from service.dependencies import Page, PageDep, Reader, SessionDep, page_of
 from service.reports import queries, simulation
+from service.reports.documents import Wanted, documents
 from service.reports.schemas import (
     FlipPage,
     ForgettingReport,
@@ -23,12 +24,14 @@ TaskQuery = Annotated[
 ]
 
 
-@router.get("/models/{model}/versions/{version}/report", summary="Read an update's forgetting report")
-def read_report(
-    model: ModelPath, version: VersionPath, _principal: Reader, session: SessionDep
-) -> UpdateReport:
+@router.get(
+    "/models/{model}/versions/{version}/report",
+    response_model=UpdateReport,
+    summary="Read an update's forgetting report",
+)
+async def read_report(model: ModelPath, version: VersionPath, principal: Reader) -> Response:
     """Shows what the update gave and cost on every task, with the gate's verdict and its reasons in numbers."""
-    return queries.version_report(session, model=model, version=version)
+    return await _sent(Wanted(principal.tenant, "update", model, version))
 
 
 @router.get("/models/{model}/versions/{version}/flips", summary="Read the very examples that changed sides")
@@ -68,17 +71,20 @@ def read_outcomes(
     return Page[Outcome](**page_of(outcomes, cursor))
 
 
-@router.get("/models/{model}/reports/forgetting", summary="Read the accuracy matrix of a lineage")
-def read_forgetting(
+@router.get(
+    "/models/{model}/reports/forgetting",
+    response_model=ForgettingReport,
+    summary="Read the accuracy matrix of a lineage",
+)
+async def read_forgetting(
     model: ModelPath,
-    _principal: Reader,
-    session: SessionDep,
+    principal: Reader,
     version: Annotated[
         int | None, Query(ge=0, le=2**31, description="End of the lineage; default: the champion")
     ] = None,
-) -> ForgettingReport:
+) -> Response:
     """Shows the score of every version of the lineage on every task, and what follows from it."""
-    return queries.forgetting(session, model=model, version=version)
+    return await _sent(Wanted(principal.tenant, "forgetting", model, version))
 
 
 @router.post("/models/{model}/gate:simulate", summary="Try another gate policy on past updates")
@@ -87,3 +93,7 @@ def simulate_gate(
 ) -> GateSimulation:
     """Judges stored outcomes under another policy: what would have been promoted, held, rejected. Changes nothing."""
     return simulation.simulate_gate(session, model=model, request=body)
+
+
+async def _sent(wanted: Wanted) -> Response:
+    return Response(await documents.get(wanted), media_type="application/json")
