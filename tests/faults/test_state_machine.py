@@ -51,7 +51,9 @@ tasks = st.sampled_from(["one", "two"])
 anyone = st.integers(0, 30)  # which of those there are, counted round
 promotions = st.sampled_from(["gate", "manual", "always"])
 versions = st.integers(0, 3)
-corrections = st.tuples(st.integers(0, 11), st.integers(0, 2))  # number of the row, how often it was corrected
+corrections = st.tuples(
+    st.integers(0, 11), st.integers(0, 2)
+)  # number of the row, how often it was corrected
 TROUBLES: dict[str, Callable[[], Exception]] = {
     "killed": lambda: ChildDied(-9),
     "full": lambda: OSError(28, "No space left on device"),
@@ -101,9 +103,13 @@ class Lives(RuleBasedStateMachine):
     def ingest(self, model: str, task: str, rows: list[tuple[int, int]]) -> None:
         body = "\n".join(json.dumps(row(*one)) for one in rows)
         headers = {"Content-Type": "application/x-ndjson"}
-        self.call("POST", f"/models/{model}/tasks/{task}/examples?on_error=skip", content=body, headers=headers)
+        self.call(
+            "POST", f"/models/{model}/tasks/{task}/examples?on_error=skip", content=body, headers=headers
+        )
 
-    @rule(model=models, what=st.sampled_from(["person", "row", "task"]), task=tasks, number=st.integers(0, 11))
+    @rule(
+        model=models, what=st.sampled_from(["person", "row", "task"]), task=tasks, number=st.integers(0, 11)
+    )
     def forget(self, model: str, what: str, task: str, number: int) -> None:
         paths = {
             "person": f"examples?subject=person-{number % 5}",
@@ -326,4 +332,4 @@ def test_no_life_of_a_few_steps_breaks_an_invariant(run: Callable[..., None]) ->
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_no_long_life_breaks_an_invariant(run: Callable[..., None]) -> None:
-    run(max_examples=30, stateful_step_count=100, print_blob=True)
+    run(max_examples=int(__import__("os").environ.get("N", "30")), stateful_step_count=60, print_blob=True)

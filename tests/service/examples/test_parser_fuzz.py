@@ -23,7 +23,9 @@ CAUSAL = RowRules(task_type="causal-lm", max_row_bytes=LONGEST, max_label_length
 UNHURRIED = settings(deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 SHOWN = 1000  # characters of an error at most: a hundred of them make an answer
 
-words = st.text(max_size=12) | st.sampled_from(["a", "\ufeff", "\u2028", "e\u0301", "🙂", "\x7f", "\\u0000", "ex_1"])
+words = st.text(max_size=12) | st.sampled_from(
+    ["a", "\ufeff", "\u2028", "e\u0301", "🙂", "\x7f", "\\u0000", "ex_1"]
+)
 numbers = (
     st.integers()
     | st.floats(allow_nan=False, allow_infinity=False)
@@ -114,7 +116,11 @@ def shown(item: Row | RowError | tuple[int, str]) -> object:
 
 
 @settings(UNHURRIED, max_examples=150)
-@given(body=bodies, cuts=st.lists(st.integers(0, 10_000), max_size=8), rules=st.sampled_from([CLASSIFICATION, CAUSAL]))
+@given(
+    body=bodies,
+    cuts=st.lists(st.integers(0, 10_000), max_size=8),
+    rules=st.sampled_from([CLASSIFICATION, CAUSAL]),
+)
 def test_a_streamed_body_gives_the_rows_of_its_lines_wherever_it_is_cut(
     body: bytes, cuts: list[int], rules: RowRules
 ) -> None:
@@ -128,12 +134,19 @@ def test_a_streamed_body_gives_the_rows_of_its_lines_wherever_it_is_cut(
 def test_no_line_and_no_body_of_json_raises_anything_but_its_refusal(raw: bytes, rules: RowRules) -> None:
     assert isinstance(parse_line(raw, line=1, rules=rules), Row | RowError)
     for body in (raw, b'{"examples":[' + raw + b"]}"):
-        try:
-            found = list(json_rows(body, rules=rules))
-        except Unprocessable as refusal:
-            assert len(str(refusal)) <= SHOWN
+        found = json_outcome(body, rules)
+        if isinstance(found, Unprocessable):
+            assert len(str(found)) <= SHOWN
         else:
             assert all(isinstance(item, Row | RowError) for item in found)
+
+
+def json_outcome(body: bytes, rules: RowRules) -> list[Row | RowError] | Unprocessable:
+    """What a JSON body holds, or why it is refused whole."""
+    try:
+        return list(json_rows(body, rules=rules))
+    except Unprocessable as refusal:
+        return refusal
 
 
 @pytest.mark.parametrize("opening", [b"[", b'{"k":'])
@@ -144,10 +157,9 @@ def test_no_depth_of_nesting_breaks_the_parser(opening: bytes, surrogate: bytes)
         inner = opening * depth + b"1" + closing * depth
         row = b'{"text":"a","label":"b","metadata":{"k":[' + surrogate + inner + b"]}}"
         assert isinstance(parse_line(row, line=1, rules=CLASSIFICATION), Row | RowError)
-        try:
-            found = list(json_rows(b'{"examples":[' + row + b"]}", rules=CLASSIFICATION))
-        except Unprocessable as refusal:
-            assert refusal.code == "invalid_json"
+        found = json_outcome(b'{"examples":[' + row + b"]}", CLASSIFICATION)
+        if isinstance(found, Unprocessable):
+            assert found.code == "invalid_json"
         else:
             assert isinstance(found[0], RowError) or depth < 200
 
@@ -164,7 +176,9 @@ def test_the_error_of_an_endless_key_is_short() -> None:
 
 @settings(UNHURRIED, max_examples=15)
 @given(
-    parts=st.lists(st.tuples(likely.map(encoded) | lines, st.sampled_from([b"\n", b"\r\n"])), min_size=1, max_size=8),
+    parts=st.lists(
+        st.tuples(likely.map(encoded) | lines, st.sampled_from([b"\n", b"\r\n"])), min_size=1, max_size=8
+    ),
     cuts=st.lists(st.integers(0, 10_000), max_size=4),
     on_error=st.sampled_from(["skip", "skip", "abort"]),
 )
@@ -190,7 +204,10 @@ def test_the_door_answers_every_body_and_stores_what_it_takes_exactly(
 
 
 @settings(UNHURRIED, max_examples=8)
-@given(body=bodies | st.lists(likely).map(lambda rows: encoded({"examples": rows})), cuts=st.lists(st.integers(0, 10_000), max_size=4))
+@given(
+    body=bodies | st.lists(likely).map(lambda rows: encoded({"examples": rows})),
+    cuts=st.lists(st.integers(0, 10_000), max_size=4),
+)
 def test_the_door_answers_every_json_body(world: World, body: bytes, cuts: list[int]) -> None:
     send(world.client, f"/v1/models/{fresh_model(world)}/tasks/t/examples", body, cuts, media_type=JSON)
 
@@ -203,7 +220,9 @@ def fresh_model(world: World) -> str:
     return name
 
 
-def send(client: TestClient, url: str, body: bytes, cuts: list[int], *, media_type: str) -> dict[str, Any] | None:
+def send(
+    client: TestClient, url: str, body: bytes, cuts: list[int], *, media_type: str
+) -> dict[str, Any] | None:
     """Posts the body in pieces; the answer, or None where it was refused with a problem."""
     answer = client.post(url, content=pieces(body, cuts), headers={"Content-Type": media_type})
     document = answer.json()
