@@ -98,6 +98,8 @@ def check_updates(updates: Iterable[Update], *, seen: Seen) -> None:
         assert update.version is not None or update.state not in (HELD, "promoted", "rejected"), update.state
         # Nobody holds it, so nobody would hear: it has to be over.
         assert update.cancel_requested_at is None or update.state in ACTIVE | FINISHED, update.state
+        # Nothing of the product's own making; a disk may be full.
+        assert (update.error or {}).get("code") != "internal_error" or "No space" in update.error["message"]
         end = (update.state, update.version, update.finished_at, update.decided_by, update.error)
         assert update.id not in seen.ends or seen.ends[update.id] == end, (seen.ends[update.id], end)
         seen.fences[update.id], seen.attempts[update.id] = update.fence, update.attempts_used
