@@ -359,20 +359,19 @@ def _provenance(plan: Plan, result: TrainResult) -> dict[str, Any]:
 
 
 def _end_early(claim: Claim, lease: Lease, end: Cancelled | Stopped | TrainedOnErased) -> bool:
-    """Records a cancellation, a graceful stop or a fresh start; returns whether the work folder is needed again.
-
-    It is where the claim is lost: another worker of this machine may be using it by now.
-    """
+    """Records a cancellation, a graceful stop or a fresh start; returns whether the work folder is needed again."""
     if lease.lost:
         return True
     with session_scope(tenant=claim.tenant, role="worker") as session:
         if isinstance(end, TrainedOnErased):
             reason = "an example was erased while it was trained on; training starts again without it"
-            return not leases.give_back(session, claim=claim, reason=reason)
+            leases.give_back(session, claim=claim, reason=reason)
+            return False
         if isinstance(end, Stopped):
             leases.give_back(session, claim=claim, reason="the worker is stopping; its checkpoint is kept")
             return True
-        return not leases.cancel_claimed(session, claim=claim)
+        leases.cancel_claimed(session, claim=claim)
+        return False
 
 
 def _fail(claim: Claim, error: Exception) -> UpdateState | None:
