@@ -326,7 +326,7 @@ def run(
 
 
 def test_no_life_of_a_few_steps_breaks_an_invariant(run: Callable[..., None]) -> None:
-    run(max_examples=6, stateful_step_count=40, derandomize=True, database=None)
+    run(max_examples=4, stateful_step_count=25, derandomize=True, database=None)
 
 
 @pytest.mark.slow
