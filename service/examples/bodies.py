@@ -33,8 +33,10 @@ def ndjson_rows(body: BinaryIO, *, rules: RowRules) -> Iterator[Row | RowError]:
     line = 0
     while raw := body.readline(longest):
         line += 1
-        if line == 1:
+        if line == 1 and raw.startswith(BYTE_ORDER_MARK):
             raw = raw.removeprefix(BYTE_ORDER_MARK)
+            if not raw.endswith(b"\n"):  # the mark took room from the line, or this is where the body ends
+                raw += body.readline(len(BYTE_ORDER_MARK))
         if not raw.endswith(b"\n") and len(raw) == longest:
             _skip_to_next_line(body)
             yield too_long(line, rules)

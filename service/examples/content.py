@@ -114,7 +114,7 @@ def _message(message: object, index: int) -> tuple[str, str]:
         raise RowProblem("wrong_type", f'messages[{index}] must be an object {{"role", "content"}}')
     unknown = sorted(message.keys() - {"role", "content"})
     if unknown:
-        raise RowProblem("unknown_field", f"messages[{index}] has an unknown key {unknown[0]!r}")
+        raise RowProblem("unknown_field", f"messages[{index}] has an unknown key {unknown[0][:100]!r}")
     if message.get("role") not in ROLES:
         raise RowProblem("wrong_type", f"messages[{index}].role must be one of {', '.join(ROLES)}")
     return message["role"], _text(message, "content", where=f"messages[{index}].content")

@@ -170,9 +170,17 @@ def begin_evaluating(session: Session, *, claim: Claim) -> bool:
 
 
 def give_back(session: Session, *, claim: Claim, reason: str) -> bool:
-    """Returns an update to where it was claimed from without using up an attempt: the worker is stopping."""
+    """Returns an update to where it was claimed from without using up an attempt: the worker is stopping.
+
+    One whose cancellation was asked for ends instead: nobody would hear of it any more. False when the claim is lost.
+    """
+    row = hold(session, claim=claim)
+    if row is None:
+        return False
+    if row.cancel_requested_at is not None:
+        return cancel_claimed(session, claim=claim)
     to = UpdateState.AWAITING_APPROVAL if claim.rescore else UpdateState.QUEUED
-    row = change_state(
+    changed = change_state(
         session,
         update_id=claim.update_id,
         to=to,
@@ -180,7 +188,7 @@ def give_back(session: Session, *, claim: Claim, reason: str) -> bool:
         fence=claim.fence,
         data={"reason": reason},
     )
-    return row is not None
+    return changed is not None
 
 
 def cancel_claimed(session: Session, *, claim: Claim) -> bool:
@@ -196,11 +204,15 @@ def fail_attempt(
 ) -> UpdateState | None:
     """Counts a failed attempt: the update is queued again while attempts are left, else it fails.
 
-    `final` fails it at once: the error would come again. Returns the new state, None when the claim is lost.
+    `final` fails it at once: the error would come again. One whose cancellation was asked for is cancelled. Returns
+    the new state, None when the claim is lost.
     """
     row = hold(session, claim=claim)
     if row is None:
         return None
+    if row.cancel_requested_at is not None:
+        cancel_claimed(session, claim=claim)
+        return UpdateState.CANCELLED
     return _use_attempt(session, row=row, code=code, message=message, final=final)
 
 

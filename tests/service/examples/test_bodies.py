@@ -28,6 +28,13 @@ def test_a_byte_order_mark_before_the_first_line_is_no_error() -> None:
     assert outcomes(b"\xef\xbb\xbf" + ROW) == [(1, "ok")]
 
 
+@pytest.mark.parametrize("beyond", [-1, 0, 1, 2, 3, 4, 300])
+def test_a_byte_order_mark_takes_no_room_from_the_first_line(beyond: int) -> None:
+    line = ROW + b" " * (RULES.max_row_bytes + beyond - len(ROW))
+    taken = "ok" if beyond <= 0 else "row_too_long"
+    assert outcomes(b"\xef\xbb\xbf" + line + b"\n" + ROW) == [(1, taken), (2, "ok")]
+
+
 def test_a_line_of_exactly_the_limit_is_taken_and_one_more_byte_is_not() -> None:
     fitting = ROW + b" " * (RULES.max_row_bytes - len(ROW))
     assert outcomes(fitting + b"\r\n" + fitting + b" \n" + ROW) == [(1, "ok"), (2, "row_too_long"), (3, "ok")]
