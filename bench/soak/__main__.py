@@ -25,6 +25,7 @@ from bench.soak.faults import LEASE_SECONDS, SWEEP_SECONDS, Chaos
 from bench.soak.ledger import STATES, Books, Ledger, as_json, attempts, balance, read_books
 from bench.soak.load import FINISHED, GATES, TASKS, Actor, Feeder, Place, Teacher
 from service.artifacts import ArtifactStore
+from service.config import Settings
 from service.embedded import Stack
 from service.embedded.commands import run_to_end
 
@@ -76,6 +77,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0, help="of load and faults")
     parser.add_argument("--json", type=Path, help="write the figures here")
+    if given := {"database_url", "redis_url", "artifact_url"} & Settings().model_fields_set:
+        parser.error(f"a soak breaks parts of its own; unset {', '.join(sorted(given)).upper()}")
     return parser.parse_args()
 
 
@@ -122,7 +125,7 @@ class Soak:
     def books(self) -> Books:
         """What the database holds."""
         if self._stack.postgres is None:
-            raise RuntimeError("the soak breaks a Postgres of its own; unset DATABASE_URL")
+            raise RuntimeError("the stack has no Postgres of its own")
         return read_books(self._stack.postgres.superuser_url)
 
     def store(self) -> ArtifactStore:
