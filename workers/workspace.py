@@ -8,6 +8,7 @@ An attempt takes over the checkpoints of the one before it, where that ran on th
 import os
 import shutil
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from service.config import get_settings
@@ -24,10 +25,7 @@ def work_root() -> Path:
 def open_workspace(claim: Claim) -> Path:
     """Makes the folder of this attempt, with the checkpoints of the one before in it, and returns it."""
     update = work_root() / claim.update_id
-    earlier = sorted(
-        (folder for folder in update.glob("*") if folder.name.isdecimal()),
-        key=lambda folder: int(folder.name),
-    )
+    earlier = _attempts(update)
     work = update / str(claim.fence)
     work.mkdir(mode=0o700, parents=True, exist_ok=True)
     if earlier:
@@ -40,9 +38,23 @@ def open_workspace(claim: Claim) -> Path:
 
 
 def leave_workspace(work: Path, *, keep: bool) -> None:
-    """Removes everything of the update from this machine, unless another attempt may want the checkpoints."""
-    if not keep:
-        shutil.rmtree(work.parent, ignore_errors=True)
+    """Removes this attempt's folder and those before it, unless another attempt may want the checkpoints.
+
+    A later attempt's stays: whoever leaves may have lost the lease without knowing.
+    """
+    if keep:
+        return
+    for folder in _attempts(work.parent):
+        if int(folder.name) <= int(work.name):
+            shutil.rmtree(folder, ignore_errors=True)
+    with suppress(OSError):  # a later attempt is at work there
+        work.parent.rmdir()
+
+
+def _attempts(update: Path) -> list[Path]:
+    """The folders of an update's attempts on this machine, oldest first."""
+    folders = (folder for folder in update.glob("*") if folder.name.isdecimal())
+    return sorted(folders, key=lambda folder: int(folder.name))
 
 
 def _take_over(checkpoint: Path, target: Path) -> None:

@@ -72,3 +72,12 @@ def test_leaving_for_good_removes_every_attempts_folder(root: Path) -> None:
     assert work.exists()
     leave_workspace(work, keep=False)
     assert not (root / "upd_1").exists()
+
+
+def test_a_stale_holder_that_leaves_removes_nothing_of_the_next_attempt() -> None:
+    stale = open_workspace(claim(1))
+    held = checkpoint(open_workspace(claim(2)), 9)
+    checkpoint(stale, 4)
+    leave_workspace(stale, keep=False)
+    assert held.exists()
+    assert not stale.exists()
