@@ -86,9 +86,9 @@ def session_scope(
         session.info.update(role=role, tenant=tenant, key_id=key_id)
         with session.begin():
             yield session
-            if role == "app":
+            if key_id is not None:  # a request's own session; asking for its key has another
                 reach("before_request_commit")
-        if role == "app":
+        if key_id is not None:
             reach("after_request_commit")
         for action in session.info.pop("after_commit", []):
             action()

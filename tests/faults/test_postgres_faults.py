@@ -125,7 +125,7 @@ def test_nothing_acknowledged_is_lost_or_doubled_when_postgres_dies_while_an_upd
     worker = rig.start_worker(PALIMPSEST_LEASE_SECONDS="30")
     rig.learnable("one")
     rig.world.model("quick")
-    before = rig.world.task("two", model="quick")["accepted"]
+    rig.world.task("two", model="quick")
     rig.ended(rig.world.request("two", model="quick")["id"])
     update = rig.world.request("one", training=SHORT)["id"]
     rig.at(update)
@@ -143,7 +143,6 @@ def test_nothing_acknowledged_is_lost_or_doubled_when_postgres_dies_while_an_upd
         "SELECT external_id FROM examples WHERE external_id LIKE 'row-%' AND superseded_batch IS NULL"
     )
     assert sorted(row.external_id for row in rows) == sorted(f"row-{n}" for n in range(1, caller.rounds + 1))
-    assert rig.world.get("/models/quick/tasks/two")["examples"]["train"]["total"] >= before
     asked = rig.sql("SELECT metadata ->> 'name' AS name, id FROM updates WHERE metadata ? 'name'")
     assert sorted((row.name, row.id) for row in asked) == sorted(caller.updates.items())
     moves = rig.sql("SELECT reason FROM alias_moves WHERE kind = 'rolled_back' ORDER BY id")
