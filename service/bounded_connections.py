@@ -46,7 +46,7 @@ class Server:
 
         def answers() -> bool:
             try:
-                self._ask(open_one).close()
+                self._ask(open_one, patience_seconds=self.answer_seconds).close()
             except (ConnectionTimeout, ServerSilent):
                 return False
             except psycopg.OperationalError:
@@ -55,9 +55,11 @@ class Server:
 
         return self._ask(open_one)
 
-    def _ask(self, open_one: Callable[[], "BoundedConnection"]) -> "BoundedConnection":
+    def _ask(
+        self, open_one: Callable[[], "BoundedConnection"], *, patience_seconds: float = 0.0
+    ) -> "BoundedConnection":
         alone = self._silent
-        if alone and not self._trying.acquire(blocking=False):
+        if alone and not self._trying.acquire(timeout=patience_seconds):
             raise ServerSilent("the database server has not answered since the last attempt")
         try:
             connection = open_one()

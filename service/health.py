@@ -32,7 +32,8 @@ class Readiness(BaseModel):
 
 @router.get("/livez", summary="Is the process alive?")
 async def livez() -> Alive:
-    """Answers as long as the process can; looks at nothing else, and needs no thread of those that requests run in."""
+    """Answers as long as the process can; looks at nothing else."""
+    # A coroutine: the threads that requests run in may all be waiting for a database that hangs.
     return Alive()
 
 

@@ -16,7 +16,7 @@ from service.embedded.server import EmbeddedServer
 from tests.faults.rig import LONG, Rig, until
 
 pytestmark = pytest.mark.slow
-SHORT = {**LONG, "epochs": 30}
+SHORT = {**LONG, "epochs": 20}
 BOUND_SECONDS = 30.0  # a ping and a connection of 5 s each, twice, and room for a busy machine
 
 
@@ -147,7 +147,7 @@ def test_nothing_acknowledged_is_lost_or_doubled_when_postgres_dies_while_an_upd
     assert sorted((row.name, row.id) for row in asked) == sorted(caller.updates.items())
     moves = rig.sql("SELECT reason FROM alias_moves WHERE kind = 'rolled_back' ORDER BY id")
     assert [row.reason for row in moves] == [f"round {n}" for n in range(1, caller.rounds + 1)]
-    ended = rig.ended(update)
+    ended = rig.ended(update, seconds=300)
     assert (ended["status"], ended["version"]) == ("promoted", 1)
     assert (worker.process.poll(), rig.api.process.poll()) == (None, None)
     rig.check_ledger()
@@ -188,7 +188,7 @@ def test_a_hung_postgres_holds_nobody_up_and_everybody_goes_on_when_it_does(brea
     until((rig.folder / "failpoints" / "before_record").exists, what="the recording")
     with frozen(server):
         until(lambda: "ServerSilent" in rig.parts[-1].log, what="the worker to give up")
-    ended = rig.ended(update)
+    ended = rig.ended(update, seconds=300)
     assert (ended["status"], ended["version"]) == ("promoted", 1)
     rig.check_ledger()
 
