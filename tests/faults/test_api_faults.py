@@ -12,7 +12,7 @@ import pytest
 
 from tests.faults.rig import Rig, until
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 def creating_requests(name: str, *, roll_back_to: int) -> dict[str, tuple[str, dict[str, Any]]]:

@@ -15,7 +15,7 @@ import pytest
 from service.embedded.server import EmbeddedServer
 from tests.faults.rig import LONG, Rig, until
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 SHORT = {**LONG, "epochs": 20}
 BOUND_SECONDS = 30.0  # a ping and a connection of 5 s each, twice, and room for a busy machine
 

@@ -81,6 +81,7 @@ def test_every_revision_can_be_taken_back_and_made_again(empty_database: str) ->
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_updates_outlive_migrations_down_to_the_first_revision_and_up_again(breakable: Rig) -> None:
     rig = breakable
     worker = rig.start_worker()
@@ -155,6 +156,7 @@ def said(folder: Path) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_next_releases_schema_comes_under_the_running_service_and_stops_nobody(
     breakable: Rig, tmp_path: Path
 ) -> None:
