@@ -31,13 +31,6 @@ OPERATOR = "command line"
 TENANT_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 KEY_FORMAT = re.compile(r"plm_([0-9a-f]{12})_([0-9a-f]{64})")
 
-# Named one by one: a plan that was prepared with * would fail once a migration adds a column.
-FIND_KEY = """
-SELECT tenant_id, id, name, scopes, secret_hash, previous_hash, previous_expires_at, revoked_at, expires_at, last_used_at,
-       now() AS now
-FROM find_api_key(:prefix)
-"""
-
 
 class Scope(StrEnum):
     """What a key may do. Scopes do not imply one another."""
@@ -193,7 +186,9 @@ def authenticate(raw_key: str) -> Principal:
         raise _unauthenticated("The API key does not look like 'plm_<prefix>_<secret>'.")
     prefix, secret = match.groups()
     with session_scope() as session:
-        row = session.execute(text(FIND_KEY), {"prefix": prefix}).one_or_none()
+        row = session.execute(
+            text("SELECT *, now() AS now FROM find_api_key(:prefix)"), {"prefix": prefix}
+        ).one_or_none()
     digest = _hash(secret)
     # Both comparisons are always made, of a key that does not exist with hashes that nothing has.
     is_current = hmac.compare_digest(digest, bytes(row.secret_hash) if row else b"")
