@@ -175,16 +175,20 @@ def sweeper() -> NoReturn:
 
 @app.command()
 def migrate(
-    to: Annotated[str, typer.Option(help="Revision of the schema to go up to.", metavar="REV")] = "head",
+    to: Annotated[str, typer.Option(help="Revision of the schema to go to.", metavar="REV")] = "head",
+    down: Annotated[
+        bool, typer.Option("--down", help="Go back to an older revision; what came since is dropped.")
+    ] = False,
 ) -> None:
-    """Bring the database at `DATABASE_URL` to this release's schema. Safe to run again.
+    """Bring the database at `DATABASE_URL` to this release's schema, while the service runs. Safe to run again.
 
-    The login must own the database and may need to create roles (`CREATEROLE`) the first time.
+    The login must own the database and may need to create roles (`CREATEROLE`) the first time. Going back to an
+    older release: stop the newer one, migrate `--to` its revision `--down`, start the older one.
     """
     from service.config import get_settings
-    from service.migrate import upgrade
+    from service.migrate import downgrade, upgrade
 
-    upgrade(get_settings().database_url, revision=to)
+    (downgrade if down else upgrade)(get_settings().database_url, revision=to)
     typer.echo(
         "The database has this release's schema." if to == "head" else f"The database is at revision {to}."
     )

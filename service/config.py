@@ -84,7 +84,11 @@ class Settings(BaseSettings):
         ge=1,
         description="connections that an API process keeps, and requests it works on at once",
     )
-    database_connect_timeout_seconds: int = Field(default=5, ge=1)
+    database_connect_timeout_seconds: int = Field(
+        default=5,
+        ge=2,
+        description="how long the database may take to answer a new connection or a ping before it counts as hung",
+    )
     statement_timeout_seconds: int = Field(default=60, ge=1)
     ready_timeout_seconds: float = Field(default=2.0, gt=0, description="limit of each check of /readyz")
 

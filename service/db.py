@@ -7,11 +7,12 @@ tenant, so that row-level security applies even when the login itself is a super
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
 from sqlalchemy.orm import Session, SessionTransaction, sessionmaker
 
+from service.bounded_connections import BoundedConnection, Server
 from service.config import get_settings
 from service.failpoints import reach
 
@@ -28,7 +29,11 @@ def driver_url(database_url: str) -> str:
 def engine_for(database_url: str) -> Engine:
     """The process's engine for one database, with bounded waits for connections and statements."""
     settings = get_settings()
-    return create_engine(
+    server = Server(
+        answer_seconds=settings.database_connect_timeout_seconds,
+        statement_seconds=settings.statement_timeout_seconds,
+    )
+    engine = create_engine(
         driver_url(database_url),
         pool_size=settings.database_pool_size,
         max_overflow=settings.database_pool_size,
@@ -43,6 +48,12 @@ def engine_for(database_url: str) -> Engine:
             "application_name": "palimpsest",
         },
     )
+
+    @event.listens_for(engine, "do_connect")
+    def connect(_dialect: object, _record: object, args: list[Any], parameters: dict[str, Any]) -> Any:
+        return server.connect(*args, **parameters)
+
+    return engine
 
 
 @lru_cache
@@ -75,9 +86,9 @@ def session_scope(
         session.info.update(role=role, tenant=tenant, key_id=key_id)
         with session.begin():
             yield session
-            if role == "app":
+            if key_id is not None:  # a request's own session; asking for its key has another
                 reach("before_request_commit")
-        if role == "app":
+        if key_id is not None:
             reach("after_request_commit")
         for action in session.info.pop("after_commit", []):
             action()
@@ -86,3 +97,12 @@ def session_scope(
 def after_commit(session: Session, action: Callable[[], None]) -> None:
     """Runs `action` once the session's transaction has committed; never if it rolls back."""
     session.info.setdefault("after_commit", []).append(action)
+
+
+def allow_statements_of(session: Session, *, seconds: int) -> None:
+    """Lets each statement of the rest of the transaction take up to `seconds`, on the server and on this side of it."""
+    connection = session.connection()
+    connection.execute(text("SELECT set_config('statement_timeout', :limit, true)"), {"limit": f"{seconds}s"})
+    bounded = connection.connection.driver_connection
+    assert isinstance(bounded, BoundedConnection)  # noqa: S101  # the engine makes no others
+    bounded.allow_statements_of(seconds)

@@ -228,7 +228,8 @@ def _database_down(request: Request, error: Exception) -> JSONResponse:
     log.warning("database_unavailable", error=str(error).splitlines()[0])
     return problem_response(
         request, status=503, code="database_unavailable",
-        detail="The database does not answer. Nothing was stored; send the request again.",
+        detail="The database does not answer. Send the request again; where this one was carried out all the same, "
+        "its Idempotency-Key keeps that from being done twice.",
         headers={"Retry-After": "5"},
     )  # fmt: skip
 

@@ -20,7 +20,7 @@ from structlog.contextvars import bound_contextvars
 
 from service.artifacts import get_store
 from service.config import get_settings
-from service.db import session_scope
+from service.db import allow_statements_of, session_scope
 from service.errors import ServiceError
 from service.evaluations.gate import GatePolicy, Verdict, decide, to_json, what_happens
 from service.examples.commands import hold_erasures
@@ -55,7 +55,7 @@ from workers.watchdog import Limits
 from workers.workspace import leave_workspace, open_workspace
 
 log = get_logger(__name__)
-STATEMENT_TIMEOUT_OF_RECORDING = "600s"  # admissions of a large task are one long statement
+STATEMENT_SECONDS_OF_RECORDING = 600  # admissions of a large task are one long statement
 MAX_ROUNDS = (
     10  # a champion that moves more often than this while one candidate is scored is left to another attempt
 )
@@ -234,9 +234,7 @@ def _record(
 ) -> UpdateState | None:
     """Commits version, scores, admissions, verdict and decision together; None when the champion has moved."""
     with session_scope(tenant=claim.tenant, role="worker") as session:
-        session.connection().exec_driver_sql(
-            f"SET LOCAL statement_timeout = '{STATEMENT_TIMEOUT_OF_RECORDING}'"
-        )
+        allow_statements_of(session, seconds=STATEMENT_SECONDS_OF_RECORDING)
         hold_erasures(session, model_id=claim.model_id)
         model = get_model(session, model=claim.model_id, lock=True)
         champion = get_champion(session, model=model, lock=True)

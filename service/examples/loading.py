@@ -21,6 +21,7 @@ from sqlalchemy import CursorResult, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
+from service.db import allow_statements_of
 from service.errors import Conflict, Unavailable
 from service.examples import statements
 from service.examples.rows import Row, RowError
@@ -165,7 +166,5 @@ class Loading:
 
 def allow_long_statements(session: Session) -> None:
     """Gives the rest of the transaction more time and memory per statement: bodies and erasures can be large."""
-    session.execute(
-        text(statements.LONG_STATEMENTS),
-        {"statement": f"{STATEMENT_TIMEOUT_SECONDS}s", "lock": f"{LOCK_TIMEOUT_SECONDS}s"},
-    )
+    allow_statements_of(session, seconds=STATEMENT_TIMEOUT_SECONDS)
+    session.execute(text(statements.LARGE_WORK), {"lock": f"{LOCK_TIMEOUT_SECONDS}s"})

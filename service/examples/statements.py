@@ -7,10 +7,7 @@ stored rows are only ever looked up by arrays of keys, which costs one index pro
 scan per array; what is found lies in three more temporary tables, and joins are between those.
 """
 
-LONG_STATEMENTS = """
-SELECT set_config('statement_timeout', :statement, true), set_config('lock_timeout', :lock, true),
-       set_config('work_mem', '64MB', true)
-"""
+LARGE_WORK = "SELECT set_config('lock_timeout', :lock, true), set_config('work_mem', '64MB', true)"
 
 # Lookups by arrays are planned for the array at hand. Not for the insert: foreign keys would be planned anew per row.
 PLAN_MODE = "SELECT set_config('plan_cache_mode', :plan_mode, true)"

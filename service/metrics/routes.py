@@ -1,5 +1,7 @@
 """GET /metrics, in Prometheus' text format."""
 
+import asyncio
+
 from fastapi import APIRouter
 from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -19,7 +21,7 @@ reader = DatabaseReader()
     response_class=PlainTextResponse,
     responses={404: {"description": "Metrics are switched off (PALIMPSEST_METRICS_ENABLED)"}},
 )
-def metrics() -> PlainTextResponse:
+async def metrics() -> PlainTextResponse:
     """Requests of this process, and updates, queue and storage as the database has them; asks for no key.
 
     A database that does not answer in time costs the parts read from it and counts in `palimpsest_scrape_errors_total`.
@@ -27,7 +29,8 @@ def metrics() -> PlainTextResponse:
     settings = get_settings()
     if not settings.metrics_enabled:
         raise NotFound("Metrics are switched off.", code="metrics_disabled")
-    scrape = reader.read(timeout_seconds=settings.metrics_timeout_seconds)
+    # Not in the pool of threads that requests run in: those may all be waiting for a database that hangs.
+    scrape = await asyncio.to_thread(reader.read, timeout_seconds=settings.metrics_timeout_seconds)
     # The process's own come last: reading may have counted errors and events.
     body = generate_latest(scrape) + generate_latest(registry)
     return PlainTextResponse(body, media_type=CONTENT_TYPE_LATEST)

@@ -14,7 +14,7 @@ import httpx
 import psutil
 from sqlalchemy import text
 
-from service.db import EVERY_TENANT, session_scope
+from service.db import session_scope
 from service.embedded.ports import free_port
 from service.embedded.server import EmbeddedServer
 from service.security import create_key
@@ -199,8 +199,8 @@ class Rig:
         return events
 
     def sql(self, statement: str, **values: object) -> list[Any]:
-        """Runs SQL as the worker that sees every tenant; returns the rows."""
-        with session_scope(tenant=EVERY_TENANT, role="worker", database_url=self.database_url) as session:
+        """Runs SQL as a worker of the rig's tenant; returns the rows. (One that looks at every tenant sees only some tables.)"""
+        with session_scope(tenant="acme", role="worker", database_url=self.database_url) as session:
             result = session.execute(text(statement), values)
             return list(result) if result.returns_rows else []
 
