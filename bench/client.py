@@ -36,9 +36,15 @@ class Client:
     def stream_examples(self, model: str, task: str, rows: Iterable[Json], *, on_error: str = "skip") -> Json:
         """POSTs rows as NDJSON without holding them in memory."""
         lines = (json.dumps(row).encode() + b"\n" for row in rows)
+        return self.post_ndjson(model, task, lines, on_error=on_error)
+
+    def post_ndjson(
+        self, model: str, task: str, body: bytes | Iterable[bytes], *, on_error: str = "abort"
+    ) -> Json:
+        """POSTs rows that are NDJSON already."""
         return self._answer(
             self._http.post(
-                f"/v1/models/{model}/tasks/{task}/examples", content=lines, params={"on_error": on_error},
+                f"/v1/models/{model}/tasks/{task}/examples", content=body, params={"on_error": on_error},
                 headers={"Content-Type": "application/x-ndjson"},
             )
         )  # fmt: skip
