@@ -128,15 +128,14 @@ class Loading:
             return
         task_has_rows = self._session.execute(text(statements.TASK_HAS_ROWS), self._values).scalar_one()
         self._session.execute(text(statements.PLAN_MODE), {"plan_mode": "force_custom_plan"})
-        keys = self._session.execute(
-            text(statements.STAGED_KEYS), execution_options={"yield_per": KEYS_AT_ONCE}
+        parts = self._session.execute(
+            text(statements.STAGED_KEYS), {"keys": KEYS_AT_ONCE}, execution_options={"yield_per": 1}
         )
-        for part in keys.partitions(KEYS_AT_ONCE):
-            self._change(statements.MEET_TEXTS, text_hashes=[row.text_hash for row in part])
+        for part in parts:
+            self._change(statements.MEET_TEXTS, text_hashes=part.text_hashes)
             if task_has_rows:
-                ids = [row.external_id for row in part if row.external_id is not None]
-                self._change(statements.MEET_CONTENTS, content_hashes=[row.content_hash for row in part])
-                self._change(statements.MEET_IDS, external_ids=ids)
+                self._change(statements.MEET_CONTENTS, content_hashes=part.content_hashes)
+                self._change(statements.MEET_IDS, external_ids=part.external_ids)
         self._session.execute(text(statements.PLAN_MODE), {"plan_mode": "auto"})
         self._session.execute(text(statements.ANALYZE_MET))
 

@@ -7,7 +7,9 @@ stored rows are only ever looked up by arrays of keys, which costs one index pro
 scan per array; what is found lies in three more temporary tables, and joins are between those.
 """
 
-LARGE_WORK = "SELECT set_config('lock_timeout', :lock, true), set_config('work_mem', '64MB', true)"
+LARGE_WORK = """
+SELECT set_config('lock_timeout', :lock, true), set_config('work_mem', '64MB', true), set_config('jit', 'off', true)
+"""
 
 # Lookups by arrays are planned for the array at hand. Not for the insert: foreign keys would be planned anew per row.
 PLAN_MODE = "SELECT set_config('plan_cache_mode', :plan_mode, true)"
@@ -34,7 +36,12 @@ ANALYZE_MET = "ANALYZE pg_temp.met_texts, pg_temp.met_ids, pg_temp.met_contents"
 # Two integers, so that these locks never meet those of idempotency keys, which are one.
 LOCK_INGEST = "SELECT pg_advisory_xact_lock(72103, hashtext(:tenant || '/' || :model))"
 
-STAGED_KEYS = "SELECT text_hash, content_hash, external_id FROM pg_temp.staged WHERE problem IS NULL"
+# Arrays as Postgres writes them, so that the caller hands them back without taking them apart.
+STAGED_KEYS = """
+SELECT array_agg(text_hash)::text AS text_hashes, array_agg(content_hash)::text AS content_hashes,
+       (array_agg(external_id) FILTER (WHERE external_id IS NOT NULL))::text AS external_ids
+FROM pg_temp.staged WHERE problem IS NULL GROUP BY line / :keys
+"""
 
 MEET_TEXTS = """
 INSERT INTO pg_temp.met_texts SELECT DISTINCT text_hash, split FROM examples
