@@ -215,7 +215,9 @@ def show(figures: Figures) -> None:
     table.add_column("measured", justify="right")
     table.add_column("target", justify="right")
     for name, value in figures.items():
-        table.add_row(name, f"{value:,.0f}" if float(value).is_integer() else f"{value:,.2f}", TARGETS.get(name, ""))
+        table.add_row(
+            name, f"{value:,.0f}" if float(value).is_integer() else f"{value:,.2f}", TARGETS.get(name, "")
+        )
     console.print(table)
 
 

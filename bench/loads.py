@@ -19,12 +19,12 @@ from service.examples.rows import RowError, RowRules
 
 LABELS = 10
 WORDS_PER_ROW = 20
-WORDS = (
-    "account address agent amount answer balance bank card case charge claim client code contract credit customer date "
-    "delay delivery deposit device discount email error fee form invoice issue item letter limit loan login message "
-    "month number offer order parcel password payment period phone plan policy price product question rate reason "
-    "receipt refund renewal reply request return sale service status store subscription support team ticket transfer"
-).split()
+WORDS = [
+    "account", "address", "agent", "amount", "answer", "balance", "bank", "card", "case", "charge",
+    "claim", "client", "code", "contract", "credit", "customer", "date", "delay", "delivery", "deposit",
+    "device", "discount", "email", "error", "fee", "form", "invoice", "issue", "item", "letter",
+    "limit", "loan", "login", "message", "month", "number", "offer", "order", "parcel", "password",
+]  # fmt: skip
 RULES = RowRules(task_type="text-classification", max_row_bytes=2**20, max_label_length=256)
 
 CREATE = """

@@ -1,12 +1,13 @@
 """Reads of the replay buffer: the lowest priorities of each stratum along a lineage."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import bindparam, text
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import Session
-from sqlalchemy.types import BigInteger, Text
+from sqlalchemy.types import BigInteger, Float, Text
 
 from service.models import Model
 from service.replay.quotas import Candidate, select, water_fill
@@ -29,22 +30,29 @@ TAUGHT = text("""
     SELECT version, stratum FROM taught WHERE stratum IS NOT NULL ORDER BY stratum, version
 """).bindparams(bindparam("lineage", type_=ARRAY(BigInteger)))
 
-# The lowest `depth` of each (ancestor, stratum), by index; rows erased or corrected by the cut are passed over.
-LOWEST = text("""
-    SELECT p.stratum, e.priority, e.example_id
-    FROM unnest(:versions, :strata, :depths) AS p(version, stratum, depth)
+# The next `count` of each (ancestor, stratum) in rank, by index; rows erased or corrected by the cut are passed over.
+NEXT = text("""
+    SELECT p.version, p.stratum, e.priority, e.example_id
+    FROM unnest(:versions, :strata, :priorities, :ids, :counts) AS p(version, stratum, priority, id, count)
     CROSS JOIN LATERAL (
         SELECT r.priority, r.example_id FROM replay_entries r
         JOIN examples x ON x.tenant_id = r.tenant_id AND x.id = r.example_id
         WHERE r.tenant_id = :tenant AND r.model_id = :model AND r.version = p.version AND r.stratum = p.stratum
+        AND (r.priority, r.example_id) > (p.priority, p.id)
         AND (x.superseded_batch IS NULL OR x.superseded_batch > :cut)
-        ORDER BY r.priority, r.example_id LIMIT p.depth
+        ORDER BY r.priority, r.example_id LIMIT p.count
     ) e
 """).bindparams(
     bindparam("versions", type_=ARRAY(BigInteger)),
     bindparam("strata", type_=ARRAY(Text)),
-    bindparam("depths", type_=ARRAY(BigInteger)),
+    bindparam("priorities", type_=ARRAY(Float(53))),
+    bindparam("ids", type_=ARRAY(BigInteger)),
+    bindparam("counts", type_=ARRAY(BigInteger)),
 )
+
+Rank = tuple[float, int]  # priority, then example id
+BEFORE_ALL: Rank = (0.0, 0)  # priorities lie above 0
+BEHIND_ALL: Rank = (math.inf, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,25 +73,23 @@ def read_buffer(
 ) -> Buffer:
     """Returns the buffer that the last version of `lineage` hands on, as seen at the data cut.
 
-    Costs O(M × ancestors that taught a stratum) for a buffer of M rows, whatever the table's size: every
-    stratum is read by index up to an equal share, and only those that can fill more are read further.
+    Costs O(M) for a buffer of M rows, whatever the table's size and however many ancestors taught a stratum:
+    every stratum is read by index up to an equal share, and only those that can fill more are read further.
     """
     budget = int(model.replay["capacity"]) if capacity is None else capacity
     teachers = _teachers(session, model=model, lineage=lineage)
     if budget == 0 or not teachers:
         return Buffer(entries=(), strata=len(teachers))
+    admissions = _Admissions(session, model=model, cut=cut, teachers=teachers)
     found: dict[str, list[Candidate]] = {}
-    depths = dict.fromkeys(teachers, budget // len(teachers) + 1)
-    wanted = list(teachers)
+    depths = wanted = dict.fromkeys(teachers, budget // len(teachers) + 1)
     while wanted:
-        pairs = [(version, stratum) for stratum in wanted for version in teachers[stratum]]
-        found |= _lowest(session, model=model, pairs=pairs, depths=depths, cut=cut)
-        sizes = {stratum: len({row.example_id for row in rows}) for stratum, rows in found.items()}
+        found |= admissions.lowest(wanted)
         # What a stratum read to its full depth holds beyond is unknown; were it endless, its quota would be this.
-        endless = {s: budget + 1 if sizes[s] >= depths[s] else sizes[s] for s in found}
+        endless = {s: budget + 1 if len(found[s]) >= depths[s] else len(found[s]) for s in found}
         quotas = water_fill(budget, endless)
-        wanted = [stratum for stratum in found if quotas[stratum] > max(depths[stratum], sizes[stratum])]
-        depths |= {stratum: quotas[stratum] for stratum in wanted}
+        wanted = {stratum: quotas[stratum] for stratum in found if quotas[stratum] > depths[stratum]}
+        depths = depths | wanted
     chosen = select([candidate for rows in found.values() for candidate in rows], budget)
     return Buffer(entries=tuple(chosen), strata=len(teachers))
 
@@ -101,18 +107,95 @@ def _teachers(session: Session, *, model: Model, lineage: Sequence[int]) -> dict
     return teachers
 
 
-def _lowest(
-    session: Session, *, model: Model, pairs: Sequence[tuple[int, str]], depths: Mapping[str, int], cut: int
-) -> dict[str, list[Candidate]]:
-    rows = session.execute(
-        LOWEST,
-        {
-            "tenant": model.tenant_id, "model": model.id, "cut": cut,
-            "versions": [version for version, _ in pairs], "strata": [stratum for _, stratum in pairs],
-            "depths": [depths[stratum] for _, stratum in pairs],
-        },
-    )  # fmt: skip
-    found: dict[str, list[Candidate]] = {stratum: [] for _, stratum in pairs}
-    for stratum, priority, example_id in rows:
-        found[stratum].append(Candidate(stratum=stratum, priority=priority, example_id=example_id))
-    return found
+@dataclass(slots=True)
+class _Reading:
+    """How far the admissions of one version to one stratum have been read."""
+
+    version: int
+    stratum: str
+    rows: int = 0
+    last: Rank = BEFORE_ALL
+    ended: bool = False
+
+
+class _Admissions:
+    """What the versions of a lineage admitted, each stratum read in rank order as far as it was asked for.
+
+    Of a stratum that k versions taught, each holds about a k-th of the lowest priorities, for they are independent
+    of the version. So each is read that far, and further only while it may yet hold one of those asked for.
+    """
+
+    def __init__(
+        self, session: Session, *, model: Model, cut: int, teachers: Mapping[str, Sequence[int]]
+    ) -> None:
+        self._session = session
+        self._values = {"tenant": model.tenant_id, "model": model.id, "cut": cut}
+        self._readings = {
+            stratum: [_Reading(version, stratum) for version in versions]
+            for stratum, versions in teachers.items()
+        }
+        self._found: dict[str, dict[int, Candidate]] = {stratum: {} for stratum in teachers}
+
+    def lowest(self, depths: Mapping[str, int]) -> dict[str, list[Candidate]]:
+        """Returns the lowest `depths[stratum]` examples of each stratum in rank order, fewer where it has no more."""
+        wanted = dict(depths)
+        while wanted:
+            behind = {stratum: self._behind(stratum, depth) for stratum, depth in wanted.items()}
+            wanted = {stratum: wanted[stratum] for stratum, readings in behind.items() if readings}
+            self._read(
+                [
+                    (reading, max(_share(depth, len(self._readings[stratum])), reading.rows))
+                    for stratum, depth in wanted.items()
+                    for reading in behind[stratum]
+                ]
+            )
+        return {stratum: self._ranked(stratum)[:depth] for stratum, depth in depths.items()}
+
+    def _ranked(self, stratum: str) -> list[Candidate]:
+        return sorted(self._found[stratum].values(), key=_rank)
+
+    def _behind(self, stratum: str, depth: int) -> list[_Reading]:
+        """The versions that may hold one of the stratum's lowest `depth` examples that was not read yet."""
+        ranked = self._ranked(stratum)
+        bound = _rank(ranked[depth - 1]) if len(ranked) >= depth else BEHIND_ALL
+        return [reading for reading in self._readings[stratum] if not reading.ended and reading.last < bound]
+
+    def _read(self, further: Sequence[tuple[_Reading, int]]) -> None:
+        if not further:
+            return
+        readings = {(reading.version, reading.stratum): reading for reading, _ in further}
+        before = {key: reading.rows for key, reading in readings.items()}
+        rows = self._session.execute(
+            NEXT,
+            {
+                **self._values,
+                "versions": [reading.version for reading, _ in further],
+                "strata": [reading.stratum for reading, _ in further],
+                "priorities": [reading.last[0] for reading, _ in further],
+                "ids": [reading.last[1] for reading, _ in further],
+                "counts": [count for _, count in further],
+            },
+        )
+        for version, stratum, priority, example_id in rows:
+            reading = readings[version, stratum]
+            reading.rows += 1
+            reading.last = max(reading.last, (priority, example_id))
+            self._offer(Candidate(stratum=stratum, priority=priority, example_id=example_id))
+        for reading, count in further:
+            reading.ended = reading.rows - before[reading.version, reading.stratum] < count
+
+    def _offer(self, candidate: Candidate) -> None:
+        """Keeps an example once, at its lowest priority."""
+        known = self._found[candidate.stratum].get(candidate.example_id)
+        if known is None or candidate.priority < known.priority:
+            self._found[candidate.stratum][candidate.example_id] = candidate
+
+
+def _rank(candidate: Candidate) -> Rank:
+    return candidate.priority, candidate.example_id
+
+
+def _share(depth: int, versions: int) -> int:
+    """How far to read one of the versions that taught a stratum: its expected share and four standard deviations."""
+    mean = -(-depth // versions)
+    return min(depth, mean + 4 * math.isqrt(mean) + 4)

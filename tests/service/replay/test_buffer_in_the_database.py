@@ -13,6 +13,7 @@ from service.db import session_scope
 from service.examples.queries import fresh_rows, rows_by_id
 from service.models import Model, Version, VersionTask
 from service.registry.queries import get_model
+from service.replay import queries
 from service.replay.commands import admit_examples
 from service.replay.queries import read_buffer
 from service.replay.quotas import Candidate, priority, select
@@ -106,6 +107,50 @@ def test_the_query_gives_the_buffer_of_the_definition_for_every_capacity(
         assert lineages.buffer(worker_session, lineage, capacity) == expected, capacity
         assert len(expected) == min(capacity, 233)
     assert model.replay["capacity"] == 12
+
+
+@pytest.mark.parametrize("lowest", [0, 1, 2, 3])
+def test_a_stratum_that_several_versions_taught_is_the_one_of_the_definition(
+    lineages: Lineages, worker_session: Session, lowest: int
+) -> None:
+    model = lineages.model(worker_session)
+    model.replay = {**model.replay, "policy": "reservoir"}
+    lineage = [0]
+    for task in ("small", "large", "large", "tiny"):
+        lineage = lineages.learn(worker_session, parent=lineage, task=task)
+    # What one version admitted comes before all else: nothing but reading it further finds the rest of it.
+    worker_session.execute(text("SET LOCAL ROLE palimpsest_owner"))
+    worker_session.execute(
+        text("UPDATE replay_entries SET priority = priority / 1e6 WHERE version = :version"),
+        {"version": lowest},
+    )
+    worker_session.execute(text("SET LOCAL ROLE palimpsest_worker"))
+    learnt = worker_session.execute(text("SELECT stratum, priority, example_id FROM replay_entries")).all()
+    everything = [Candidate(stratum=row[0], priority=row[1], example_id=row[2]) for row in learnt]
+    for capacity in (1, 5, 41, 42, 43, 100, 189, 191, 232, 233, 500):
+        assert lineages.buffer(worker_session, lineage, capacity) == select(everything, capacity), capacity
+
+
+def test_a_stratum_taught_by_many_versions_is_not_read_to_its_quota_in_each(
+    world: World, lineages: Lineages, worker_session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(6):
+        world.ok(world.client.put(f"/v1/models/triage/tasks/part-{number}"))
+        world.examples(f"part-{number}", rows(f"label-{number}", 60))
+    model = lineages.model(worker_session)
+    model.replay = {**model.replay, "policy": "reservoir"}
+    lineage = [0]
+    for number in range(6):
+        lineage = lineages.learn(worker_session, parent=lineage, task=f"part-{number}")
+    offered: list[Candidate] = []
+    keep = queries._Admissions._offer
+    monkeypatch.setattr(
+        queries._Admissions,
+        "_offer",
+        lambda admissions, candidate: (offered.append(candidate), keep(admissions, candidate)),
+    )
+    assert len(lineages.buffer(worker_session, lineage, 60)) == 60
+    assert len(offered) < 200  # six times sixty, were each version read as far as the buffer could reach
 
 
 def test_quotas_stay_exact_while_strata_grow(lineages: Lineages, worker_session: Session) -> None:
