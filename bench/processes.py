@@ -14,7 +14,9 @@ PROC = Path("/proc")
 def cpu_seconds(root: int) -> float:
     """User and system seconds of a process and its descendants so far, those that have ended included."""
     stats = filter(None, map(_stat, family(root)))
-    return sum(int(part) for stat in stats for part in stat[11:15]) / TICKS_PER_SECOND  # own, reaped children's
+    return (
+        sum(int(part) for stat in stats for part in stat[11:15]) / TICKS_PER_SECOND
+    )  # own, reaped children's
 
 
 def family(root: int) -> list[int]:
