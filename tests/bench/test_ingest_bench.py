@@ -10,6 +10,7 @@ from bench import ingest, loads
 
 
 @pytest.mark.slow  # it starts a stack of its own
+@pytest.mark.timeout(900)
 def test_the_bench_measures_everything_it_has_a_target_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
