@@ -22,8 +22,9 @@ from rich.table import Table
 
 from bench.buffers import Lineage, mismatches
 from bench.client import Client
+from bench.cpu import cpu_seconds_of
 from bench.loads import Target, load, make_body, prepare
-from bench.processes import MemoryWatch, cpu_seconds
+from bench.memory import MemoryWatch
 from service.db import engine_for, session_scope
 from service.embedded import Stack
 from service.registry.queries import get_model
@@ -157,7 +158,7 @@ def cpu_of(stack: Stack) -> float:
     assert stack.postgres is not None
     server = stack.postgres.process.pid
     assert server is not None
-    return cpu_seconds(server) + cpu_seconds(api_process(stack))
+    return cpu_seconds_of(server) + cpu_seconds_of(api_process(stack))
 
 
 def api_process(stack: Stack) -> int:

@@ -15,6 +15,7 @@ from sqlalchemy import text
 from service.db import session_scope
 from service.examples.bodies import ndjson_rows
 from service.examples.content import encode_json
+from service.examples.loading import allow_long_statements
 from service.examples.rows import RowError, RowRules
 
 LABELS = 10
@@ -87,6 +88,7 @@ def load(database_url: str, target: Target, prepared: bytes, *, batch: int) -> i
     """Stores prepared rows as one batch in one transaction; returns how many."""
     values = {"tenant": target.tenant, "model": target.model, "task": target.task, "batch": batch}
     with session_scope(tenant=target.tenant, database_url=database_url) as session:
+        allow_long_statements(session)  # as an ingest does: more time, more memory to sort in
         session.execute(text(CREATE))
         connection = session.connection().connection.driver_connection
         assert isinstance(connection, psycopg.Connection)  # the one driver of db.py
