@@ -53,7 +53,9 @@ def get_model_alone(session: Session, *, model: str) -> Model:
     Raises `NotFound`, and `Conflict` where rows are being added to it for longer than a request can wait.
     """
     statement = select(Model).where((Model.name == model) | (Model.id == model)).with_for_update()
-    session.execute(text("SELECT set_config('lock_timeout', :wait, true)"), {"wait": f"{WAIT_ALONE_SECONDS}s"})
+    session.execute(
+        text("SELECT set_config('lock_timeout', :wait, true)"), {"wait": f"{WAIT_ALONE_SECONDS}s"}
+    )
     try:
         return _found(session, statement, model=model, for_change=False)
     except OperationalError as error:

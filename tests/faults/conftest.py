@@ -7,10 +7,13 @@ from pathlib import Path
 import httpx
 import pytest
 
-from service.embedded import PostgresServer, ValkeyServer
+from service.config import get_settings
 from service.db import session_scope
+from service.embedded import PostgresServer, ValkeyServer
+from service.failpoints import _armed
 from service.migrate import upgrade
 from service.security import create_key
+from tests.faults.crowds import Arm
 from tests.faults.rig import Rig
 from tests.scenes import ALL_SCOPES, World
 
@@ -67,3 +70,22 @@ def clients(database: str, two_apis: Rig) -> Iterator[list[httpx.Client]]:
 def crowd(clients: list[httpx.Client]) -> World:
     """The world as the first of the two API processes shows it."""
     return World(clients[0])  # type: ignore[arg-type]  # a TestClient is an httpx client, and World needs no more
+
+
+@pytest.fixture
+def armed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Arm]:
+    """Arms failpoints of the worker that this process plays; gives the folder where each leaves a file as it fires."""
+
+    def arm(failpoints: str) -> Path:
+        once = tmp_path / failpoints.replace(":", "-")
+        once.mkdir()
+        monkeypatch.setenv("PALIMPSEST_FAILPOINTS", failpoints)
+        monkeypatch.setenv("PALIMPSEST_FAILPOINTS_ONCE", str(once))
+        get_settings.cache_clear()
+        _armed.cache_clear()
+        return once
+
+    yield arm
+    monkeypatch.undo()
+    get_settings.cache_clear()
+    _armed.cache_clear()

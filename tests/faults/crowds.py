@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TypeVar
 
 import httpx
@@ -11,6 +12,9 @@ from sqlalchemy import text
 from service.db import EVERY_TENANT, session_scope
 
 T = TypeVar("T")
+Arm = Callable[
+    [str], Path
+]  # arms failpoints; gives the folder where each leaves a file of its name as it fires
 
 
 def at_once(calls: Sequence[Callable[[], T]]) -> list[T]:

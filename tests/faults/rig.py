@@ -6,7 +6,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -217,6 +218,14 @@ class Rig:
             connection.execute(text("SET LOCAL ROLE palimpsest_owner"))
             result = connection.execute(text(statement), values)
             return list(result) if result.returns_rows else []
+
+    @contextmanager
+    def locked(self, statement: str) -> Iterator[None]:
+        """Holds the locks that a statement takes, for as long as the block runs."""
+        with engine_for(self.database_url).begin() as connection:
+            connection.execute(text("SET LOCAL ROLE palimpsest_owner"))
+            connection.execute(text(statement))
+            yield
 
     def check_ledger(self) -> None:
         """Asserts what must hold after any fault: see each line."""

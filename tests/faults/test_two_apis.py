@@ -2,6 +2,7 @@
 
 import itertools
 from collections import Counter
+from functools import partial
 from typing import Any
 
 import httpx
@@ -18,7 +19,7 @@ ALIASES = "/v1/models/triage/aliases"
 
 def test_a_key_has_one_rate_limit_however_many_processes_count_it(rig: Rig) -> None:
     limited = [rig.start_api(PALIMPSEST_RATE_LIMIT_PER_MINUTE="20") for _ in range(2)]
-    answers = at_once([lambda client=client: client.get("/v1/models") for client in limited * 15])
+    answers = at_once([partial(client.get, "/v1/models") for client in limited * 15])
     allowed = Counter(statuses(answers))
     # One more where a window of the sliding count ends in between.
     assert set(allowed) == {200, 429}
@@ -34,14 +35,8 @@ def test_of_many_who_saw_the_same_alias_one_moves_it(
     crowd.ok(crowd.client.put(f"{ALIASES}/staging", json={"version": 0}))
     for version in (1, 2, 1, 2):
         tag = crowd.client.get(f"{ALIASES}/staging").headers["ETag"]
-        answers = at_once(
-            [
-                lambda client=client: client.put(
-                    f"{ALIASES}/staging", json={"version": version}, headers={"If-Match": tag}
-                )
-                for client in clients * 4
-            ]
-        )
+        put = {"json": {"version": version}, "headers": {"If-Match": tag}}
+        answers = at_once([partial(client.put, f"{ALIASES}/staging", **put) for client in clients * 4])
         assert Counter(statuses(answers)) == {200: 1, 412: 7}
         [moved] = [answer for answer in answers if answer.is_success]
         assert moved.headers["ETag"] != tag
@@ -55,7 +50,7 @@ def test_an_alias_that_many_create_at_once_is_created_once(
     crowd.model()
     two_apis.add_version(1)
     answers = at_once(
-        [lambda c=client: c.put(f"{ALIASES}/staging", json={"version": 1}) for client in clients * 4]
+        [partial(client.put, f"{ALIASES}/staging", json={"version": 1}) for client in clients * 4]
     )
     assert set(statuses(answers)) == {200}
     assert [move["alias"] for move in moves(crowd)] == ["champion", "staging"]
@@ -63,7 +58,7 @@ def test_an_alias_that_many_create_at_once_is_created_once(
 
 def test_a_model_that_many_create_at_once_is_created_once(clients: list[httpx.Client]) -> None:
     body = {"name": "triage", "base_model": "minilm-l6", "task_type": "text-classification"}
-    answers = at_once([lambda c=client: c.post("/v1/models", json=body) for client in clients * 4])
+    answers = at_once([partial(client.post, "/v1/models", json=body) for client in clients * 4])
     assert Counter(statuses(answers)) == {201: 1, 409: 7}
 
 
@@ -107,7 +102,7 @@ def test_everybody_moving_one_champion_at_once_leaves_one_champion_and_its_whole
     answers = at_once(
         [
             lambda: crowd.work_once() and [],
-            *[lambda c=client, n=number: storm(c, n) for number, client in enumerate(clients * 4)],
+            *[partial(storm, client, number) for number, client in enumerate(clients * 4)],
         ]
     )
     codes = statuses(list(itertools.chain.from_iterable(answers)))
