@@ -9,11 +9,11 @@ import os
 import re
 import tarfile
 import tempfile
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import fsspec
 
@@ -111,10 +111,18 @@ class ArtifactStore:
 
     def hashes(self) -> Iterator[tuple[str, float]]:
         """Yields (sha256, age in seconds) of everything stored."""
+        now = self._now()
         for entry in self._fs.find(self._root, detail=True).values():
             name = Path(entry["name"]).name.removesuffix(".tar")
             if SHA256.fullmatch(name):
-                yield name, time.time() - float(entry.get("mtime", entry.get("LastModified", 0)) or 0)
+                yield name, now - _written_at(entry)
+
+    def _now(self) -> float:
+        """The store's own clock: this machine's may be off by days, and would make what is new look like an orphan."""
+        probe = f"{self._root}/.clock"
+        self._fs.makedirs(self._root, exist_ok=True)
+        self._fs.pipe_file(probe, b"")
+        return _written_at(self._fs.info(probe))
 
     def delete(self, sha256: str) -> None:
         """Removes an artifact that nothing refers to."""
@@ -168,6 +176,12 @@ def _sha256(source: BinaryIO) -> str:
     while chunk := source.read(CHUNK):
         digest.update(chunk)
     return digest.hexdigest()
+
+
+def _written_at(entry: Mapping[str, Any]) -> float:
+    """When a file was written, in seconds since 1970: folders say `mtime`, buckets `LastModified`."""
+    at = entry["mtime"] if "mtime" in entry else entry["LastModified"]
+    return at.timestamp() if isinstance(at, datetime) else float(at)
 
 
 def _copy(source: BinaryIO, target: BinaryIO) -> None:

@@ -47,7 +47,8 @@ def nudge_workers() -> None:
     A broker that does not answer is logged, no more: the sweeper sends the hint again while updates are queued.
     """
     try:
-        celery_app.send_task(RUN_UPDATES, retry=False, expires=300)
+        # Without an expiry: that is a time by the sender's clock, and a worker whose clock is ahead would drop them all.
+        celery_app.send_task(RUN_UPDATES, retry=False)
     except (
         Exception
     ) as error:  # what the hint speaks of is committed: nothing here may turn its answer into an error

@@ -85,7 +85,7 @@ async def ingest_examples(
 
         def store() -> Response:
             idempotency.begin(body.digest)
-            owner = get_model(session, model=model, for_change=True)
+            owner = get_model(session, model=model, for_change=True, hold=True)
             row = get_task(session, model=owner, task=task, hold=True)
             rows = rows_of(body.file, media_type=body.media_type, rules=commands.row_rules(owner))
             answer = commands.ingest(session, model=owner, task=row, rows=rows, on_error=on_error)

@@ -22,6 +22,7 @@ from service.registry.queries import (
     get_alias,
     get_champion,
     get_model,
+    get_model_alone,
     get_version,
     previous_champion,
     require_artifact,
@@ -99,7 +100,7 @@ def _check_base_model(request: ModelCreate) -> None:
 
 def change_model(session: Session, *, model: str, change: ModelChange, actor: str) -> Model:
     """Changes gate, buffer capacity, retention or metadata; only later updates and sweeps see it."""
-    row = get_model(session, model=model, for_change=True)
+    row = get_model(session, model=model, for_change=True, lock=True)
     if change.gate is not None:
         before, row.gate = row.gate, change.gate.model_dump()
         record(
@@ -123,9 +124,9 @@ def change_model(session: Session, *, model: str, change: ModelChange, actor: st
 def archive_model(session: Session, *, model: str, actor: str) -> None:
     """Archives a model: readable, unchangeable. Archiving again changes nothing.
 
-    Raises `Conflict` while an update is active or queued.
+    Waits for requests that hold the model, such as an ingest. Raises `Conflict` while an update is active or queued.
     """
-    row = get_model(session, model=model, lock=True)
+    row = get_model_alone(session, model=model)
     unfinished = session.scalar(
         select(Update.id)
         .where(Update.model_id == row.id, Update.state.in_((*ACTIVE, UpdateState.QUEUED)))

@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import func, select
+from psycopg.errors import LockNotAvailable
+from sqlalchemy import Select, func, select, text
 from sqlalchemy.dialects.postgresql import distinct_on
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from service.errors import Conflict, NotFound
@@ -24,18 +26,48 @@ from service.registry.schemas import ModelCounts, ModelRead, TaskScore, VersionR
 
 CHAMPION = "champion"
 ACTIVE = (UpdateState.TRAINING, UpdateState.EVALUATING)
+WAIT_ALONE_SECONDS = 15
 
 
-def get_model(session: Session, *, model: str, for_change: bool = False, lock: bool = False) -> Model:
+def get_model(
+    session: Session, *, model: str, for_change: bool = False, hold: bool = False, lock: bool = False
+) -> Model:
     """Returns the tenant's model of that name or id.
 
-    Raises `NotFound`; with `for_change` also `Conflict` for an archived model. `lock` holds the row to the end of the
-    transaction: whoever moves an alias takes it first, then the alias, then the update.
+    Raises `NotFound`; with `for_change` also `Conflict` for an archived model. `hold` keeps it from being archived or
+    purged until the transaction ends: whoever adds rows to it does so. `lock` holds the row against all who lock it:
+    whoever moves an alias takes it first, then the alias, then the update.
     """
     statement = select(Model).where((Model.name == model) | (Model.id == model))
     if lock:
         # Not against foreign keys: rows of the model may be added meanwhile.
         statement = statement.with_for_update(key_share=True).execution_options(populate_existing=True)
+    elif hold:
+        statement = statement.with_for_update(read=True, key_share=True)
+    return _found(session, statement, model=model, for_change=for_change)
+
+
+def get_model_alone(session: Session, *, model: str) -> Model:
+    """Returns the model of that name or id once nobody holds it, and lets nobody hold it until the transaction ends.
+
+    Raises `NotFound`, and `Conflict` where rows are being added to it for longer than a request can wait.
+    """
+    statement = select(Model).where((Model.name == model) | (Model.id == model)).with_for_update()
+    session.execute(
+        text("SELECT set_config('lock_timeout', :wait, true)"), {"wait": f"{WAIT_ALONE_SECONDS}s"}
+    )
+    try:
+        return _found(session, statement, model=model, for_change=False)
+    except OperationalError as error:
+        if not isinstance(error.orig, LockNotAvailable):
+            raise
+        raise Conflict(
+            f"Rows are being added to the model '{model}'; send the request again when that is done.",
+            code="model_busy", headers={"Retry-After": "15"},
+        ) from None  # fmt: skip
+
+
+def _found(session: Session, statement: Select[Model], *, model: str, for_change: bool) -> Model:
     row = session.scalar(statement)
     if row is None:
         raise NotFound(

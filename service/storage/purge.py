@@ -6,10 +6,11 @@ from structlog import get_logger
 
 from service.audit.commands import record
 from service.errors import Conflict
+from service.examples.commands import hold_erasures
 from service.examples.loading import allow_long_statements
 from service.models import AuditAction, IdempotencyKey, Model, Update, Version
 from service.registry.commands import discard_artifacts
-from service.registry.queries import get_model
+from service.registry.queries import get_model, get_model_alone
 from service.storage.queries import model_storage
 from service.storage.schemas import PurgeRead
 from service.updates.states import ACTIVE
@@ -22,7 +23,8 @@ def purge_model(session: Session, *, model: str, actor: str) -> PurgeRead:
 
     Raises `NotFound`, and `Conflict` for a model that is not archived or whose candidate is being scored.
     """
-    row = get_model(session, model=model, lock=True)
+    hold_erasures(session, model_id=get_model(session, model=model).id)
+    row = get_model_alone(session, model=model)
     _require_archived(session, row)
     allow_long_statements(session)
     amounts = model_storage(session, models=[row])[0]

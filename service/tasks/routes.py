@@ -34,7 +34,7 @@ def put_task(
     A task is a named body of data the model should handle, such as `refunds`. Fill it with
     `POST …/tasks/{task}/examples`, then post an update that learns it.
     """
-    owner = get_model(session, model=model, for_change=True)
+    owner = get_model(session, model=model, for_change=True, hold=True)
     given = body or TaskPut()
     if given.guarded is not None:
         principal.require(Scope.ADMIN)  # it changes what the gate asks for

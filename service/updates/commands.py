@@ -33,7 +33,7 @@ def request_update(session: Session, *, model: str, request: UpdateCreate, princ
     """
     if request.promotion == "always":
         principal.require(Scope.DEPLOY)
-    row = get_model(session, model=model, for_change=True)
+    row = get_model(session, model=model, for_change=True, hold=True)
     _check_queue(session, tenant=row.tenant_id)
     parameters = check_strategy(request.strategy, model=row, devices=request.training.devices)
     tasks = get_tasks(session, model=row, names=list(dict.fromkeys(request.tasks)), hold=True)

@@ -6,7 +6,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import httpx
 import psutil
 from sqlalchemy import text
 
-from service.db import session_scope
+from service.db import engine_for, session_scope
 from service.embedded.ports import free_port
 from service.embedded.server import EmbeddedServer
 from service.security import create_key
@@ -111,6 +112,7 @@ class Rig:
         self.work = folder / "work"
         self.servers = list(servers)
         self.parts: list[Part] = []
+        self.clients: list[httpx.Client] = []  # one of each API process
         self.environment = {
             **os.environ,
             "PYTHONPATH": str(ROOT),
@@ -135,6 +137,7 @@ class Rig:
         )
         until(lambda: part.process.poll() is not None or _alive(client), what="the API")
         assert part.process.poll() is None, part.log
+        self.clients.append(client)
         self.world = World(client)  # type: ignore[arg-type]  # a TestClient is an httpx client, and World needs no more
         return client
 
@@ -171,6 +174,17 @@ class Rig:
         for task, labels in zip(tasks, subjects, strict=False):
             self.world.task(task, labels)
 
+    def add_version(self, number: int) -> None:
+        """Gives the model `triage` a version that nobody trained: a row for aliases to point at."""
+        self.sql(
+            "INSERT INTO versions (tenant_id, model_id, number, parent, lineage, parameters, training, cut, labels,"
+            " statistics, provenance)"
+            " SELECT tenant_id, id, :number, 0, ARRAY[0, :number], '{}', '{}', 1, '[]', '{}', '{}' FROM models"
+            " WHERE name = 'triage'",
+            number=number,
+        )
+        self.sql("UPDATE models SET last_version = :number WHERE name = 'triage'", number=number)
+
     def at(self, update_id: str, phase: str = "training", *, step: int = 1) -> dict[str, Any]:
         """Waits until an update has come to a step of a phase, and returns its progress."""
 
@@ -199,10 +213,19 @@ class Rig:
         return events
 
     def sql(self, statement: str, **values: object) -> list[Any]:
-        """Runs SQL as a worker of the rig's tenant; returns the rows. (One that looks at every tenant sees only some tables.)"""
-        with session_scope(tenant="acme", role="worker", database_url=self.database_url) as session:
-            result = session.execute(text(statement), values)
+        """Runs SQL as the owner, from whom row-level security hides nothing; returns the rows."""
+        with engine_for(self.database_url).begin() as connection:
+            connection.execute(text("SET LOCAL ROLE palimpsest_owner"))
+            result = connection.execute(text(statement), values)
             return list(result) if result.returns_rows else []
+
+    @contextmanager
+    def locked(self, statement: str) -> Iterator[None]:
+        """Holds the locks that a statement takes, for as long as the block runs."""
+        with engine_for(self.database_url).begin() as connection:
+            connection.execute(text("SET LOCAL ROLE palimpsest_owner"))
+            connection.execute(text(statement))
+            yield
 
     def check_ledger(self) -> None:
         """Asserts what must hold after any fault: see each line."""
