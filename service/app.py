@@ -66,8 +66,7 @@ def create_app() -> FastAPI:
 
 @asynccontextmanager
 async def _bound_threads(_app: FastAPI) -> AsyncIterator[None]:
-    # As many threads as there can be connections, so that no thread waits for one; half as many requests hold a
-    # session (dependencies.get_session), so that whoever holds a connection finds a thread to go on in.
+    # Twice as many threads as turns: whoever holds a session finds one, and so do callers yet to be authenticated.
     current_default_thread_limiter().total_tokens = 2 * get_settings().database_pool_size
     yield
 

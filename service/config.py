@@ -84,6 +84,9 @@ class Settings(BaseSettings):
         ge=1,
         description="connections that an API process keeps, and requests it works on at once",
     )
+    turn_timeout_seconds: float = Field(
+        default=30.0, gt=0, description="how long a request waits for others before it is refused with 503"
+    )
     database_connect_timeout_seconds: int = Field(
         default=5,
         ge=2,

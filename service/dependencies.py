@@ -1,13 +1,10 @@
 """What routes depend on: who is asking, their session, the page they want."""
 
-import asyncio
 import base64
 import binascii
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from functools import lru_cache
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Annotated, Any, Generic, TypeVar
 
-from anyio import CapacityLimiter
 from fastapi import Depends, Query, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import BaseModel, Field
@@ -16,13 +13,13 @@ from sqlalchemy.orm import InstrumentedAttribute, Session
 from starlette.concurrency import run_in_threadpool
 
 from service.coalescing import Coalesced
-from service.config import get_settings
 from service.db import session_scope
 from service.errors import Unauthenticated, Unprocessable
 from service.rate_limits import RateLimiter, get_rate_limiter
 from service.request_context import bind_caller
 from service.response_headers import STATE
 from service.security import Principal, Scope, authenticate
+from service.turns import TurnDep, TurnTaken
 
 bearer = HTTPBearer(
     auto_error=False,
@@ -70,27 +67,26 @@ def requires(scope: Scope) -> Callable[[Principal], Awaitable[Principal]]:
     return check
 
 
-@lru_cache
-def _turns(_loop: asyncio.AbstractEventLoop) -> CapacityLimiter:
-    return CapacityLimiter(get_settings().database_pool_size)
+def get_session(principal: Annotated[Principal, Depends(get_principal)], _turn: TurnDep) -> Iterator[Session]:
+    """Yields the request's session, bound to the caller's tenant; it commits before the response is sent.
 
-
-async def wait_turn() -> AsyncIterator[None]:
-    """Holds back requests that would hold more sessions than the pool keeps; they wait without a thread."""
-    async with _turns(asyncio.get_running_loop()):
-        yield
-
-
-def get_session(
-    principal: Annotated[Principal, Depends(get_principal)],
-    _turn: Annotated[None, Depends(wait_turn, scope="function")],
-) -> Iterator[Session]:
-    """Yields the request's session, bound to the caller's tenant; it commits before the response is sent."""
+    It opens no connection before it is used, and is to be used in the request's turn.
+    """
     with session_scope(tenant=principal.tenant, key_id=principal.key_id) as session:
         yield session
 
 
-SessionDep = Annotated[Session, Depends(get_session, scope="function")]
+def get_session_in_turn(
+    session: Annotated[Session, Depends(get_session, scope="function")],
+    _taken: TurnTaken,
+) -> Session:
+    """Returns the request's session, in its turn."""
+    return session
+
+
+SessionDep = Annotated[Session, Depends(get_session_in_turn, scope="function")]
+LaterSessionDep = Annotated[Session, Depends(get_session, scope="function")]
+"""For a route that takes its turn itself, after it has taken in a long body."""
 Reader = Annotated[Principal, Depends(requires(Scope.READ))]
 Ingester = Annotated[Principal, Depends(requires(Scope.INGEST))]
 Trainer = Annotated[Principal, Depends(requires(Scope.TRAIN))]

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from service.dependencies import SessionDep, get_principal
+from service.dependencies import LaterSessionDep, SessionDep, get_principal
 from service.errors import Conflict, Unprocessable
 from service.models import IdempotencyKey
 from service.security import Principal
@@ -96,7 +96,7 @@ class Idempotency:
 
 def idempotency_of_stream(
     request: Request,
-    session: SessionDep,
+    session: LaterSessionDep,
     principal: Annotated[Principal, Depends(get_principal)],
     key: Annotated[
         str | None,
@@ -118,6 +118,7 @@ async def _body(request: Request) -> bytes:
 def idempotency_of_body(
     body: Annotated[bytes, Depends(_body)],
     idempotency: Annotated[Idempotency, Depends(idempotency_of_stream)],
+    _session: SessionDep,  # the request's turn
 ) -> Idempotency:
     """Returns the request's idempotency, begun with its body."""
     idempotency.begin(body)

@@ -7,7 +7,7 @@ from fastapi.concurrency import run_in_threadpool
 
 from service.config import get_settings
 from service.db import session_scope
-from service.dependencies import Ingester, Page, PageDep, Reader, SessionDep, page_of
+from service.dependencies import Ingester, LaterSessionDep, Page, PageDep, Reader, SessionDep, page_of
 from service.errors import problem_responses
 from service.examples import commands, queries
 from service.examples.bodies import rows_of
@@ -21,6 +21,7 @@ from service.registry.queries import get_model
 from service.schemas import ModelPath
 from service.tasks.queries import get_task
 from service.tasks.schemas import TaskPath
+from service.turns import TurnDep
 
 router = APIRouter(tags=["Examples"])
 
@@ -61,7 +62,8 @@ async def ingest_examples(
     model: ModelPath,
     task: TaskPath,
     request: Request,
-    session: SessionDep,
+    session: LaterSessionDep,
+    turn: TurnDep,
     idempotency: StreamIdempotencyDep,
     on_error: Annotated[
         commands.OnError,
@@ -91,6 +93,7 @@ async def ingest_examples(
             answer = commands.ingest(session, model=owner, task=row, rows=rows, on_error=on_error)
             return idempotency.keep(200, answer)
 
+        await turn.take()
         return await run_in_threadpool(store)
 
 

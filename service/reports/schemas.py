@@ -1,7 +1,7 @@
 """What the reports answer."""
 
 from datetime import datetime
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
@@ -180,7 +180,7 @@ class GateSimulationRequest(Body):
     promotion: Literal["gate", "manual", "always"] = Field(
         default="gate", description="As if every update had been posted with this"
     )
-    versions: list[int] | None = Field(
+    versions: list[Annotated[int, Field(ge=0, le=2**31 - 1)]] | None = Field(
         default=None, max_length=200, description="Default: the newest `limit` that were judged"
     )
     limit: int = Field(default=50, ge=1, le=200)
