@@ -148,7 +148,7 @@ def test_a_broker_that_is_away_does_not_stop_a_request(ready: World, monkeypatch
     from service import queue
 
     # A real attempt to reach an address where nothing listens.
-    monkeypatch.setattr(queue, "celery_app", queue.make_celery("redis://127.0.0.1:9/0"))
+    monkeypatch.setattr(queue, "sender", queue.make_sender("redis://127.0.0.1:9/0"))
     update = ready.request("one")
     assert update["status"] == "queued"
     assert ready.claim().update_id == update["id"]
