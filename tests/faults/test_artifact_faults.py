@@ -4,10 +4,7 @@ import hashlib
 import json
 import os
 import resource
-import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -15,7 +12,6 @@ from typing import Any
 import psutil
 import pytest
 
-from service.artifacts import ArtifactStore
 from tests.faults.rig import LONG, Part, Rig, until
 from tests.scenes import docstrings
 
@@ -194,29 +190,6 @@ def _age(*files: Path) -> None:
     then = time.time() - OLD_SECONDS
     for file in files:
         os.utime(file, (then, then))
-
-
-def test_the_same_content_stored_by_many_at_once_is_stored_once_and_whole(tmp_path: Path) -> None:
-    folder = tmp_path / "version"
-    folder.mkdir()
-    (folder / "version.json").write_text(json.dumps(["row"] * 400_000))
-    writers = 8
-    for number in range(4):
-        store = ArtifactStore((tmp_path / f"store-{number}").as_uri())
-        together = threading.Barrier(writers)
-        with ThreadPoolExecutor(
-            writers
-        ) as pool:  # of one process: the names of their files must differ all the same
-            futures = [pool.submit(_put_together, store, folder, together.wait) for _ in range(writers)]
-            hashes = {future.result() for future in futures}
-        assert len(hashes) == 1
-        store.open_verified(hashes.pop()).close()
-        assert len(list((tmp_path / f"store-{number}").rglob("*.*"))) == 1
-
-
-def _put_together(store: ArtifactStore, folder: Path, wait: Callable[[], object]) -> str:
-    wait()
-    return store.put_folder(folder)[0]
 
 
 def test_a_full_spool_refuses_the_body_stores_nothing_and_the_api_lives(rig: Rig) -> None:
