@@ -160,8 +160,9 @@ class ArtifactStore:
                 yield name, time.time() - float(entry.get("mtime", entry.get("LastModified", 0)) or 0)
 
     def delete(self, sha256: str) -> None:
-        """Removes an artifact that nothing refers to."""
-        self._fs.rm_file(self._path(sha256))
+        """Removes an artifact that nothing refers to; another sweeper may have been faster."""
+        with suppress(FileNotFoundError):
+            self._fs.rm_file(self._path(sha256))
 
     def delete_partials(self, *, older_than_seconds: float) -> int:
         """Removes what killed writers left beside its place; returns how many. A living writer's grows younger."""

@@ -107,5 +107,5 @@ def _unwritable(error: OSError) -> Unavailable:
     return Unavailable(
         f"The body could not be spooled to disk (PALIMPSEST_SPOOL_DIR): {error.strerror}. Nothing was stored; send it again "
         "once there is room.",
-        code="spool_unavailable", headers={"Retry-After": "30", "Connection": "close"},
+        code="spool_unavailable", headers={"Retry-After": "30"},
     )  # fmt: skip

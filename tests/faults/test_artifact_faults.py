@@ -169,10 +169,11 @@ def test_a_worker_killed_on_either_side_of_the_rename_leaves_one_version_and_no_
     assert (end["status"], end["attempt"], end["version"]) == ("promoted", 3, 1)
     assert failed_attempts(rig, update) == ["lease_expired"] * 2
 
-    decoy = artifact(rig, 1).with_name("0" * 64 + ".tar")
-    decoy.touch()
+    orphan = rig.artifacts / "00" / f"{'0' * 64}.tar"
+    orphan.parent.mkdir(exist_ok=True)
+    orphan.touch()
     _age(artifact(rig, 1))
-    _sweep(rig, [decoy])
+    _sweep(rig, [orphan])
     assert stored(rig, "*.*") == [artifact(rig, 1)], "a version's artifact was swept"
     rig.check_ledger()
 
