@@ -83,7 +83,8 @@ class ArtifactStore:
     def keep_folder(self, sha256: str, folder: Path) -> None:
         """Makes a folder's artifact look new to the sweeper of orphans, or stores it again where it has gone."""
         if self._local and self.holds(sha256):
-            Path(self._path(sha256)).touch()
+            with self._access("written"):
+                Path(self._path(sha256)).touch()
         else:
             self.put_folder(folder)
 

@@ -92,13 +92,17 @@ class Trained:
 
 def run_update(claim: Claim, *, stopping: threading.Event) -> None:
     """Carries one claimed update as far as it goes, and leaves the row in a state that says how far that was."""
-    work = open_workspace(claim)
     context = {
         "tenant": claim.tenant, "update": claim.update_id, "attempt": claim.attempt, "fence": claim.fence,
         "request_id": claim.request_id,
     }  # fmt: skip
     with bound_contextvars(**context), attempt_span(claim):
-        _carry(claim, work, stopping=stopping)
+        try:
+            work = open_workspace(claim)
+        except OSError as error:
+            _fail(claim, error)
+        else:
+            _carry(claim, work, stopping=stopping)
 
 
 def _carry(claim: Claim, work: Path, *, stopping: threading.Event) -> None:

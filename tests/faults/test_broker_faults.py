@@ -80,7 +80,7 @@ def in_time(rig: Rig, *tasks: str, **fields: object) -> str:
 
 def promoted(rig: Rig, update: str) -> dict[str, Any]:
     """Waits for an update's end, which must be its promotion in the first attempt."""
-    ended = rig.ended(update, seconds=300)
+    ended = rig.ended(update)
     assert (ended["status"], ended["attempt"]) == ("promoted", 1), ended
     return ended
 
