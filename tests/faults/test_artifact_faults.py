@@ -18,7 +18,7 @@ from tests.scenes import docstrings
 pytestmark = pytest.mark.slow
 
 SHORT = {**LONG, "epochs": 4}
-LONGER = {**LONG, "epochs": 40}
+LONGER = {**LONG, "epochs": 20}
 ROOM_BYTES = 64 * 1024  # for rows and logs; a checkpoint or an adapter takes more
 OLD_SECONDS = 2 * 3600
 
