@@ -7,20 +7,25 @@ Reading verifies the hash, so a flipped byte is an error and never a model.
 import hashlib
 import os
 import re
+import shutil
 import tarfile
 import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
+from uuid import uuid4
 
 import fsspec
+from structlog import get_logger
 
 from service.config import get_settings
-from service.errors import ServiceError
+from service.errors import ServiceError, Unavailable
 from service.failpoints import reach
 
+log = get_logger(__name__)
 SHA256 = re.compile(r"[0-9a-f]{64}")
 CHUNK = 1024 * 1024
 ALLOWED_SUFFIXES = {".json", ".safetensors", ".md"}
@@ -30,6 +35,12 @@ class ArtifactDamaged(ServiceError):
     """A stored artifact is missing or does not match its hash."""
 
     status, code = 500, "artifact_damaged"
+
+
+class StoreUnavailable(Unavailable):
+    """The store cannot be read or written now: a full disk, a missing mount, no permission."""
+
+    code = "artifact_store_unavailable"
 
 
 class ArtifactStore:
@@ -51,9 +62,9 @@ class ArtifactStore:
         """Stores a version folder and returns its sha256 and size in bytes. The same content is stored once.
 
         The tar is deterministic: sorted names, no times, no owners. Files other than JSON, Markdown and
-        safetensors are refused with ValueError.
+        safetensors are refused with ValueError. Raises `StoreUnavailable` when it cannot be written.
         """
-        with tempfile.TemporaryFile() as spool:
+        with self._access("written"), tempfile.TemporaryFile() as spool:
             write_tar(folder, spool)
             size = spool.tell()
             return self.put_tar(spool), size
@@ -72,7 +83,8 @@ class ArtifactStore:
     def keep_folder(self, sha256: str, folder: Path) -> None:
         """Makes a folder's artifact look new to the sweeper of orphans, or stores it again where it has gone."""
         if self._local and self.holds(sha256):
-            Path(self._path(sha256)).touch()
+            with self._access("written"):
+                Path(self._path(sha256)).touch()
         else:
             self.put_folder(folder)
 
@@ -81,33 +93,65 @@ class ArtifactStore:
         return bool(self._fs.exists(self._path(sha256)))
 
     def open_verified(self, sha256: str) -> BinaryIO:
-        """Returns a temporary file holding the artifact. Raises `ArtifactDamaged` when missing or altered."""
-        spool = tempfile.TemporaryFile()  # noqa: SIM115  # handed to the caller
-        digest = hashlib.sha256()
-        try:
-            with self._fs.open(self._path(sha256), "rb") as source:
-                while chunk := source.read(CHUNK):
-                    digest.update(chunk)
-                    spool.write(chunk)
-        except FileNotFoundError:
-            spool.close()
-            raise ArtifactDamaged(f"The artifact {sha256} is missing from the artifact store.") from None
-        if digest.hexdigest() != sha256:
-            spool.close()
-            raise ArtifactDamaged(
-                f"The artifact {sha256} does not match its hash (found {digest.hexdigest()}); restore it from a backup."
-            )
-        spool.seek(0)
+        """Returns a temporary file holding the artifact.
+
+        Raises `ArtifactDamaged` when missing or altered, and `StoreUnavailable` when it cannot be read.
+        """
+        remedy = "restore it from a backup, or go on from another version"
+        with self._access("read"):
+            spool = tempfile.TemporaryFile()  # noqa: SIM115  # handed to the caller
+            try:
+                found = self._fetch(sha256, spool)
+                if found != sha256:
+                    raise ArtifactDamaged(
+                        f"The artifact {sha256} does not match its hash (found {found}); {remedy}."
+                    )
+                spool.seek(0)
+            except BaseException as error:
+                spool.close()
+                if isinstance(error, FileNotFoundError):
+                    raise ArtifactDamaged(
+                        f"The artifact {sha256} is missing from the artifact store; {remedy}."
+                    ) from None
+                raise
         return spool
+
+    def _fetch(self, sha256: str, target: BinaryIO) -> str:
+        """Copies an artifact and returns the hash of what was found."""
+        digest = hashlib.sha256()
+        with self._fs.open(self._path(sha256), "rb") as source:
+            while chunk := source.read(CHUNK):
+                digest.update(chunk)
+                target.write(chunk)
+        return digest.hexdigest()
+
+    @contextmanager
+    def _access(self, act: str) -> Iterator[None]:
+        # The paths go to the log alone: whoever asked for an update or a download may be no operator.
+        try:
+            yield
+        except OSError as error:
+            log.error(
+                "artifact_store_failed", store=self._root, spool=tempfile.gettempdir(), error=str(error)
+            )
+            raise StoreUnavailable(
+                f"The artifact store (ARTIFACT_URL) could not be {act}: {error.strerror or type(error).__name__}. Make room "
+                "there and in the temporary folder, and give this process access to both; then try again.",
+                headers={"Retry-After": "30"},
+            ) from error
 
     def get_folder(self, sha256: str, target: Path) -> Path:
         """Unpacks a verified artifact into `target`, which must not exist yet, and returns it."""
         target.parent.mkdir(parents=True, exist_ok=True)
         # Unpacked aside and renamed: a folder that is there is whole, whatever happened to an earlier attempt.
         partial = Path(tempfile.mkdtemp(prefix=".unpacking-", dir=target.parent))
-        with self.open_verified(sha256) as spool, tarfile.open(fileobj=spool, mode="r:") as tar:
-            tar.extractall(partial, filter="data")
-        return partial.rename(target)
+        try:
+            with self.open_verified(sha256) as spool, tarfile.open(fileobj=spool, mode="r:") as tar:
+                tar.extractall(partial, filter="data")
+            return partial.rename(target)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
 
     def hashes(self) -> Iterator[tuple[str, float]]:
         """Yields (sha256, age in seconds) of everything stored."""
@@ -125,8 +169,21 @@ class ArtifactStore:
         return _written_at(self._fs.info(probe))
 
     def delete(self, sha256: str) -> None:
-        """Removes an artifact that nothing refers to."""
-        self._fs.rm_file(self._path(sha256))
+        """Removes an artifact that nothing refers to; another sweeper may have been faster."""
+        with suppress(FileNotFoundError):
+            self._fs.rm_file(self._path(sha256))
+
+    def delete_partials(self, *, older_than_seconds: float) -> int:
+        """Removes what killed writers left beside its place; returns how many. A living writer's grows younger."""
+        if not self._local:
+            return 0
+        deleted, now = 0, self._now()
+        for path in Path(self._root).glob("??/*.partial"):
+            with suppress(FileNotFoundError):  # its writer has just finished, or another sweeper was faster
+                if now - path.stat().st_mtime > older_than_seconds:
+                    path.unlink()
+                    deleted += 1
+        return deleted
 
     def _path(self, sha256: str) -> str:
         if not SHA256.fullmatch(sha256):
@@ -140,13 +197,18 @@ class ArtifactStore:
             with self._fs.open(final, "wb") as target:  # object stores publish a whole object or nothing
                 _copy(source, target)
             return
-        temporary = Path(f"{final}.{os.getpid()}.partial")
-        with temporary.open("wb") as target:
-            _copy(source, target)
-            target.flush()
-            os.fsync(target.fileno())
-        reach("artifact_partial")
-        temporary.rename(final)
+        # A name of its own: process ids repeat over containers that share a volume.
+        temporary = Path(f"{final}.{uuid4().hex}.partial")
+        try:
+            with temporary.open("wb") as target:
+                _copy(source, target)
+                target.flush()
+                os.fsync(target.fileno())
+            reach("artifact_partial")
+            temporary.rename(final)
+        except BaseException:
+            temporary.unlink(missing_ok=True)  # a full disk needs its room back
+            raise
         folder = os.open(temporary.parent, os.O_RDONLY)
         os.fsync(folder)
         os.close(folder)

@@ -92,8 +92,13 @@ def _hints_waiting() -> int:
 
 
 def sweep_store() -> int:
-    """Deletes artifacts that no version refers to and that are older than an hour; returns how many."""
+    """Deletes artifacts that no version refers to and that are older than an hour; returns how many.
+
+    Half-written ones of that age go too: a writer was killed.
+    """
     store = get_store()
+    if partials := store.delete_partials(older_than_seconds=ORPHAN_AGE_SECONDS):
+        log.info("partials_deleted", count=partials)
     old = _old_artifacts(store)
     if not old:
         return 0

@@ -50,7 +50,7 @@ from workers.scoring import (
     score_round,
 )
 from workers.training.contract import Progress, TrainResult
-from workers.training.errors import Cancelled, ChildDied, Stopped, TrainingFailed
+from workers.training.errors import Cancelled, ChildDied, Stopped, TrainingFailed, unwritable_work_folder
 from workers.watchdog import Limits
 from workers.workspace import leave_workspace, open_workspace
 
@@ -63,7 +63,8 @@ MAX_ROUNDS = (
 
 # What another attempt may mend: a full disk, a lost device, a worker that lacks what another one has.
 MAY_PASS = {
-    "internal_error", "out_of_memory", "no_progress", "base_model_missing", "base_model_mismatch", "too_few_devices", "device_lost",
+    "internal_error", "out_of_memory", "no_progress", "base_model_missing", "base_model_mismatch", "too_few_devices",
+    "device_lost", "work_folder_unwritable", "artifact_store_unavailable",
 }  # fmt: skip
 # Met while recording: an example erased in that moment, or two transactions in each other's way. Worth another round.
 PASSING = (
@@ -91,13 +92,17 @@ class Trained:
 
 def run_update(claim: Claim, *, stopping: threading.Event) -> None:
     """Carries one claimed update as far as it goes, and leaves the row in a state that says how far that was."""
-    work = open_workspace(claim)
     context = {
         "tenant": claim.tenant, "update": claim.update_id, "attempt": claim.attempt, "fence": claim.fence,
         "request_id": claim.request_id,
     }  # fmt: skip
     with bound_contextvars(**context), attempt_span(claim):
-        _carry(claim, work, stopping=stopping)
+        try:
+            work = open_workspace(claim)
+        except OSError as error:
+            _fail(claim, error)
+        else:
+            _carry(claim, work, stopping=stopping)
 
 
 def _carry(claim: Claim, work: Path, *, stopping: threading.Event) -> None:
@@ -379,6 +384,8 @@ def _end_early(claim: Claim, lease: Lease, end: Cancelled | Stopped | TrainedOnE
 
 def _fail(claim: Claim, error: Exception) -> UpdateState | None:
     """Counts the failed attempt; an error that another attempt cannot mend fails the update at once."""
+    if isinstance(error, OSError):  # the store's come as errors of its own
+        error = unwritable_work_folder(error) or error
     code = getattr(error, "code", None) or (
         "trainer_died" if isinstance(error, ChildDied) else "internal_error"
     )

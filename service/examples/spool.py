@@ -34,21 +34,21 @@ async def spooled_body(
     """Takes the request's body in; the file is gone on leaving, and with the process.
 
     Raises `UnsupportedMediaType` before reading, `BodyTooLarge` as soon as the limit is passed, without reading
-    on, and `Unavailable` when the disk is full.
+    on, and `Unavailable` when the disk is full or forbids it.
     """
     media_type = _media_type(request)
     _refuse_announced(request, max_body_bytes=max_body_bytes)
-    file = cast(BinaryIO, tempfile.TemporaryFile(dir=directory))  # noqa: SIM115  # closed below
+    try:
+        file = cast(BinaryIO, tempfile.TemporaryFile(dir=directory))  # noqa: SIM115  # closed below
+    except OSError as error:
+        raise _unwritable(error) from error
     try:
         try:
             digest = await _receive(request, file, max_body_bytes=max_body_bytes)
         except ClientDisconnect:
             raise BadRequest("The connection ended before the body did.", code="incomplete_body") from None
         except OSError as error:
-            raise Unavailable(
-                f"The body could not be spooled to disk: {error.strerror}. Nothing was stored.",
-                code="spool_unavailable", headers={"Retry-After": "30"},
-            ) from error  # fmt: skip
+            raise _unwritable(error) from error
         yield SpooledBody(file=file, media_type=media_type, digest=digest)
     finally:
         file.close()
@@ -101,3 +101,11 @@ def _too_large(max_body_bytes: int) -> BodyTooLarge:
         f"The body is over the limit of {max_body_bytes} bytes; send it in several parts.",
         headers={"Connection": "close"},
     )
+
+
+def _unwritable(error: OSError) -> Unavailable:
+    return Unavailable(
+        f"The body could not be spooled to disk (PALIMPSEST_SPOOL_DIR): {error.strerror}. Nothing was stored; send it again "
+        "once there is room.",
+        code="spool_unavailable", headers={"Retry-After": "30"},
+    )  # fmt: skip

@@ -4,7 +4,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from service.errors import NotFound
-from service.models import Model, Task, Update
+from service.models import Model, Task, Update, UpdateState
 from service.registry.queries import task_names
 from service.updates.schemas import UpdateRead
 
@@ -43,10 +43,16 @@ def update_read(update: Update, *, model: Model, names: dict[str, str]) -> Updat
             "parent": update.parent if update.parent == "champion" else int(update.parent),
             "metadata": update.user_metadata,
             "data_cut": update.cut,
-            "attempt": min(update.attempts_used + 1, update.max_attempts),
+            "attempt": _attempt(update),
             "cancel_requested": update.cancel_requested_at is not None,
         }
     )  # fmt: skip
+
+
+def _attempt(update: Update) -> int:
+    """The attempt an update is in, or ended in; one that failed for good has no next."""
+    begun = update.attempts_used if update.state == UpdateState.FAILED else update.attempts_used + 1
+    return min(begun, update.max_attempts)
 
 
 def get_update_tasks(session: Session, *, update: Update) -> list[Task]:

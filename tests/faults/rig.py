@@ -146,6 +146,10 @@ class Rig:
         number = sum(part.name.startswith("worker") for part in self.parts) + 1
         return self._start(f"worker-{number}", ["worker", "--name", f"worker-{number}"], environment)
 
+    def start_sweeper(self) -> Part:
+        """Starts a process that only sweeps and returns it."""
+        return self._start("sweeper", ["sweeper"], {})
+
     def _start(self, name: str, arguments: Sequence[str], environment: dict[str, str]) -> Part:
         part = Part(
             name,

@@ -1,8 +1,18 @@
 """How training and evaluation end when they do not end well. All of these cross a pipe, so all pickle."""
 
+import errno
+import os
+import re
 import signal as signals
 from collections.abc import Mapping
 from typing import Any
+
+DISK_ERRORS = frozenset(
+    {
+        errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EIO,
+    }
+)  # fmt: skip
+NUMBER_IN_RUST = re.compile(r"\(os error (\d+)\)")  # safetensors raises no OSError, but ends its message so
 
 
 class Cancelled(Exception):
@@ -42,3 +52,20 @@ class ChildDied(Exception):
         if self.signal is not None:
             return f"the training process was killed by {self.signal}"
         return f"the training process ended without an answer (exit code {self.exit_code})"
+
+
+def unwritable_work_folder(error: BaseException) -> TrainingFailed | None:
+    """Returns the failure that a full or unwritable disk is, `work_folder_unwritable`; None for any other error."""
+    if isinstance(error, OSError):
+        number = error.errno
+    else:
+        found = NUMBER_IN_RUST.search(str(error))
+        number = int(found[1]) if found else None
+    if number is None or number not in DISK_ERRORS:
+        return None
+    return TrainingFailed(
+        "work_folder_unwritable",
+        f"the worker's work folder could not be written: {os.strerror(number)}; make room there and give the worker access, "
+        "or let PALIMPSEST_WORK_DIR name another folder, and then request the update again",
+        {"errno": number},
+    )

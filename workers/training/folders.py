@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from workers.training.errors import TrainingFailed
+from workers.training.errors import TrainingFailed, unwritable_work_folder
 
 
 @contextmanager
@@ -16,11 +16,14 @@ def whole_folder(target: Path) -> Iterator[Path]:
     """Give a temporary folder that becomes `target` by one rename once everything in it is on disk.
 
     A `target` left by an earlier attempt is replaced. When the body raises, nothing is left behind.
+
+    Raises:
+        TrainingFailed: `work_folder_unwritable`, where the disk is full or forbids it.
     """
     temporary = target.with_name(target.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
     try:
+        temporary.mkdir(parents=True)
         yield temporary
         for path in sorted(temporary.rglob("*")):
             sync(path)
@@ -28,8 +31,10 @@ def whole_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(target, ignore_errors=True)
         temporary.rename(target)
         sync(target.parent)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
+        if (failure := unwritable_work_folder(error)) is not None:
+            raise failure from error
         raise
 
 

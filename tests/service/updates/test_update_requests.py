@@ -1,5 +1,8 @@
 """Requests for updates: what is accepted, what is refused, and with which words."""
 
+import socket
+import time
+
 import pytest
 from fastapi.testclient import TestClient
 
@@ -148,10 +151,24 @@ def test_a_broker_that_is_away_does_not_stop_a_request(ready: World, monkeypatch
     from service import queue
 
     # A real attempt to reach an address where nothing listens.
-    monkeypatch.setattr(queue, "celery_app", queue.make_celery("redis://127.0.0.1:9/0"))
+    monkeypatch.setattr(queue, "sender", queue.make_sender("redis://127.0.0.1:9/0"))
     update = ready.request("one")
     assert update["status"] == "queued"
     assert ready.claim().update_id == update["id"]
+
+
+def test_a_broker_that_hangs_holds_a_request_up_for_a_second(
+    ready: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from service import queue
+
+    with socket.create_server(("127.0.0.1", 0)) as mute:  # connects, and says nothing ever after
+        monkeypatch.setattr(
+            queue, "sender", queue.make_sender(f"redis://127.0.0.1:{mute.getsockname()[1]}/0")
+        )
+        start = time.monotonic()
+        assert ready.request("one")["status"] == "queued"
+    assert time.monotonic() - start < 4.5
 
 
 def test_a_label_that_is_judged_but_never_learnt_is_warned_of(ready: World) -> None:
