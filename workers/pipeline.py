@@ -4,7 +4,6 @@ Prepare → train → score → judge → record and promote, reject or hold. No
 trains or scores; the version with its scores, its admissions, the verdict and the promotion commit together.
 """
 
-import shutil
 import threading
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ import psycopg
 from sqlalchemy import select
 from sqlalchemy import update as update_rows
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 from structlog import get_logger
 from structlog.contextvars import bound_contextvars
@@ -52,13 +52,13 @@ from workers.scoring import (
 from workers.training.contract import Progress, TrainResult
 from workers.training.errors import Cancelled, ChildDied, Stopped, TrainingFailed, unwritable_work_folder
 from workers.watchdog import Limits
-from workers.workspace import leave_workspace, open_workspace
+from workers.workspace import leave_workspace, open_workspace, workspace_of
 
 log = get_logger(__name__)
 STATEMENT_SECONDS_OF_RECORDING = 600  # admissions of a large task are one long statement
-MAX_ROUNDS = (
-    10  # a champion that moves more often than this while one candidate is scored is left to another attempt
-)
+DATABASE_AWAY = (OperationalError, InterfaceError, PoolTimeout)
+# A champion that moves more often than this while one candidate is scored is left to another attempt.
+MAX_ROUNDS = 10
 
 
 # What another attempt may mend: a full disk, a lost device, a worker that lacks what another one has.
@@ -97,34 +97,36 @@ def run_update(claim: Claim, *, stopping: threading.Event) -> None:
         "request_id": claim.request_id,
     }  # fmt: skip
     with bound_contextvars(**context), attempt_span(claim):
-        try:
-            work = open_workspace(claim)
-        except OSError as error:
-            _fail(claim, error)
-        else:
-            _carry(claim, work, stopping=stopping)
+        _carry(claim, stopping=stopping)
 
 
-def _carry(claim: Claim, work: Path, *, stopping: threading.Event) -> None:
+def _carry(claim: Claim, *, stopping: threading.Event) -> None:
     log.info("update_claimed", rescore=claim.rescore)
-    reach("claimed")
-    keep_work = False
+    work = workspace_of(claim)
     with Lease(claim, stopping=stopping) as lease:
         try:
-            outcome = _rescore(claim, lease, work) if claim.rescore else _learn(claim, lease, work)
-            log.info("update_finished", outcome=outcome)
-        except LeaseLost:
-            log.warning("lease_lost")
-            keep_work = True
-        except (Cancelled, Stopped, TrainedOnErased) as end:
-            keep_work = _end_early(claim, lease, end)
-        except (OperationalError, InterfaceError) as error:
+            keep = _work(claim, lease, work)
+        except DATABASE_AWAY as error:
             # The sweeper takes the update back when the lease runs out; until then nothing can be written anyway.
             log.warning("database_failed", error=str(error).splitlines()[0])
-            keep_work = True
-        except Exception as error:
-            keep_work = _fail(claim, error) in (UpdateState.QUEUED, None)  # None: another worker's by now
-    leave_workspace(work, keep=keep_work)
+            keep = True
+    leave_workspace(work, keep=keep)
+
+
+def _work(claim: Claim, lease: Lease, work: Path) -> bool:
+    """Does the work of an attempt, or records why it ended early; returns whether its folder is needed again."""
+    try:
+        reach("claimed")
+        open_workspace(claim)
+        outcome = _rescore(claim, lease, work) if claim.rescore else _learn(claim, lease, work)
+    except (LeaseLost, Cancelled, Stopped, TrainedOnErased) as end:
+        return _end_early(claim, lease, end)
+    except DATABASE_AWAY:
+        raise
+    except Exception as error:
+        return _fail(claim, error) in (UpdateState.QUEUED, None)  # None: another worker's by now
+    log.info("update_finished", outcome=outcome)
+    return False
 
 
 def _learn(claim: Claim, lease: Lease, work: Path) -> UpdateState:
@@ -167,9 +169,6 @@ def _learn(claim: Claim, lease: Lease, work: Path) -> UpdateState:
 def _put_state(folder: Path, work: Path) -> tuple[str, int] | None:
     """Stores the strategy's state apart from the version, so that an erasure can drop it and leave the version whole."""
     apart = work / "state"
-    shutil.rmtree(
-        apart, ignore_errors=True
-    )  # of an earlier attempt, derived from rows that may be gone by now
     if not (folder / "state").exists():
         return None
     (folder / "state").rename(apart)
@@ -366,9 +365,10 @@ def _provenance(plan: Plan, result: TrainResult) -> dict[str, Any]:
     }
 
 
-def _end_early(claim: Claim, lease: Lease, end: Cancelled | Stopped | TrainedOnErased) -> bool:
+def _end_early(claim: Claim, lease: Lease, end: LeaseLost | Cancelled | Stopped | TrainedOnErased) -> bool:
     """Records a cancellation, a graceful stop or a fresh start; returns whether the work folder is needed again."""
-    if lease.lost:
+    if lease.lost or isinstance(end, LeaseLost):
+        log.warning("lease_lost")
         return True
     with session_scope(tenant=claim.tenant, role="worker") as session:
         if isinstance(end, TrainedOnErased):

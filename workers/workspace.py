@@ -22,18 +22,27 @@ def work_root() -> Path:
     return get_settings().work_dir or Path(tempfile.gettempdir()) / "palimpsest-work"
 
 
+def workspace_of(claim: Claim) -> Path:
+    """The folder of this attempt."""
+    return work_root() / claim.update_id / str(claim.fence)
+
+
 def open_workspace(claim: Claim) -> Path:
-    """Makes the folder of this attempt, with the checkpoints of the one before in it, and returns it."""
-    update = work_root() / claim.update_id
-    earlier = _attempts(update)
-    work = update / str(claim.fence)
+    """Makes the folder of this attempt, with the newest checkpoints of those before it in it, and returns it.
+
+    Their folders are removed; those of later attempts are not: this one's holder may have lost the lease unawares.
+    Raises OSError when the folder cannot be made.
+    """
+    work = workspace_of(claim)
+    earlier = [folder for folder in _attempts(work.parent) if int(folder.name) < claim.fence]
     work.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if earlier:
-        for checkpoint in earlier[-1].glob(CHECKPOINTS.format(parent="*") + "/step-?????????"):
-            _take_over(checkpoint, work / checkpoint.parent.name / checkpoint.name)
+    left = (
+        list(folder.glob(CHECKPOINTS.format(parent="*") + "/step-?????????")) for folder in reversed(earlier)
+    )
+    for checkpoint in next(filter(None, left), []):
+        _take_over(checkpoint, work / checkpoint.parent.name / checkpoint.name)
     for folder in earlier:
-        if folder != work:
-            shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
     return work
 
 

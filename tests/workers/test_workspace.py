@@ -50,6 +50,21 @@ def test_only_the_newest_attempts_checkpoints_are_taken_over(root: Path) -> None
     assert [folder.name for folder in work.glob("checkpoints-of-0/*")] == ["step-000000007"]
 
 
+def test_an_attempt_that_took_nothing_over_hides_no_checkpoint_before_it(root: Path) -> None:
+    checkpoint(root / "upd_1" / "1", 7)
+    (root / "upd_1" / "2").mkdir()  # killed before it had done anything
+    work = open_workspace(claim(3))
+    assert [folder.name for folder in work.glob("checkpoints-of-0/*")] == ["step-000000007"]
+
+
+def test_a_holder_that_wakes_late_leaves_its_successors_folder_alone(root: Path) -> None:
+    successor = open_workspace(claim(3))
+    checkpoint(successor, 7)
+    late = open_workspace(claim(2))
+    assert (successor / "checkpoints-of-0" / "step-000000007").exists()
+    assert not list(late.glob("checkpoints-of-0/*"))
+
+
 def test_a_half_written_checkpoint_is_not_taken_over() -> None:
     before = open_workspace(claim(1))
     checkpoint(before, 7).rename(before / "checkpoints-of-0" / "step-000000007.tmp")
