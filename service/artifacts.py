@@ -69,11 +69,11 @@ class ArtifactStore:
             size = spool.tell()
             return self.put_tar(spool), size
 
-    def put_tar(self, tar: BinaryIO) -> str:
-        """Stores an artifact as it is and returns its sha256. The same content is stored once."""
+    def put_tar(self, tar: BinaryIO, *, instead: bool = False) -> str:
+        """Stores an artifact as it is and returns its sha256. The same content is stored once, or `instead` of a damaged one."""
         tar.seek(0)
         digest = _sha256(tar)
-        if self._local and self.holds(digest):
+        if self._local and self.holds(digest) and not instead:
             Path(self._path(digest)).touch()  # fresh again: the sweeper of orphans passes it by
         else:
             tar.seek(0)

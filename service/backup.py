@@ -92,7 +92,7 @@ def take_backup(
 
 def _dump(target: Path, *, database_url: str) -> tuple[str, str, list[str]]:
     """Dumps the database; returns schema revision, login and artifacts as the dump's snapshot has them."""
-    with psycopg.connect(database_url) as connection:
+    with _connect(database_url) as connection:
         connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
         # Without its rights, row-level security would leave rows out of the dump and say nothing.
         snapshot, login, sees_all = _row(
@@ -123,12 +123,10 @@ def restore_backup(
     _check_target(manifest, database_url=database_url)
     if manifest.with_artifacts:
         _copy_artifacts(_store_of(folder), store, manifest.artifacts)
-    elif missing := [sha256 for sha256 in manifest.artifacts if not store.holds(sha256)]:
-        raise BackupFailed(
-            f"The store lacks {len(missing)} artifacts of this backup: {', '.join(missing[:3])} …"
-        )
+    else:
+        _check_artifacts(store, manifest.artifacts)
     say(f"artifacts {len(manifest.artifacts)}")
-    with psycopg.connect(database_url) as connection:
+    with _connect(database_url) as connection:
         for role in ("palimpsest_owner", "palimpsest_app", "palimpsest_worker"):
             connection.execute(ROLES.format(role=role).encode())
         connection.execute("GRANT CREATE ON SCHEMA public TO palimpsest_owner")
@@ -186,7 +184,7 @@ def _check_dump(folder: Path, manifest: Manifest) -> None:
 
 
 def _check_target(manifest: Manifest, *, database_url: str) -> None:
-    with psycopg.connect(database_url) as connection:
+    with _connect(database_url) as connection:
         tables, login = _row(
             connection, "SELECT (SELECT count(*) FROM pg_tables WHERE schemaname = 'public'), current_user"
         )
@@ -202,7 +200,7 @@ def _copy_artifacts(source: ArtifactStore, target: ArtifactStore, hashes: list[s
     for sha256 in hashes:
         try:
             with source.open_verified(sha256) as tar:
-                target.put_tar(tar)
+                target.put_tar(tar, instead=not _is_whole(target, sha256))
         except ArtifactDamaged as error:
             wrong.append(error.detail)
     if wrong:
@@ -210,6 +208,31 @@ def _copy_artifacts(source: ArtifactStore, target: ArtifactStore, hashes: list[s
             f"{len(wrong)} artifacts cannot be copied: {' '.join(wrong[:5])} "
             "One that retention or a purge removed in this moment is no loss: take the backup again."
         )
+
+
+def _check_artifacts(store: ArtifactStore, hashes: list[str]) -> None:
+    wrong = [sha256 for sha256 in hashes if not _is_whole(store, sha256)]
+    if wrong:
+        raise BackupFailed(
+            f"The store lacks {len(wrong)} artifacts of this backup, or holds them damaged: {', '.join(wrong[:3])} …"
+        )
+
+
+def _is_whole(store: ArtifactStore, sha256: str) -> bool:
+    try:
+        store.open_verified(sha256).close()
+    except ArtifactDamaged:
+        return False
+    return True
+
+
+def _connect(database_url: str) -> psycopg.Connection[tuple[Any, ...]]:
+    """Connects to an address in any spelling that the service takes. Raises `BackupFailed`, which names no password."""
+    url = make_url(database_url)
+    try:
+        return psycopg.connect(url.set(drivername="postgresql").render_as_string(hide_password=False))
+    except psycopg.OperationalError as error:
+        raise BackupFailed(f"No connection to {url.render_as_string()}: {error}") from None
 
 
 def _store_of(folder: Path) -> ArtifactStore:

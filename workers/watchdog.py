@@ -77,13 +77,18 @@ class Watchdog:
 
 
 def resident_bytes(pid: int) -> int:
-    """Resident memory of a process and its descendants; 0 once it has gone."""
+    """Resident memory of a process and its descendants; 0 once it has gone.
+
+    What they share with others (libraries, mapped weights) counts once: with the process itself.
+    """
     total = 0
     with suppress(psutil.NoSuchProcess):
         process = psutil.Process(pid)
-        for member in (process, *process.children(recursive=True)):
+        total = int(process.memory_info().rss)
+        for helper in process.children(recursive=True):
             with suppress(psutil.NoSuchProcess):
-                total += member.memory_info().rss
+                held = helper.memory_info()
+                total += held.rss - getattr(held, "shared", 0)  # not every system tells
     return total
 
 

@@ -88,7 +88,7 @@ class Caller:
 
     @staticmethod
     def _is_passing(response: httpx.Response) -> bool:
-        if response.status_code >= 500 or response.status_code == 429:
+        if response.status_code in (429, 502, 503, 504):  # any other of 500 and above is a finding
             return True
         return response.status_code == 409 and response.json().get("code") in AGAIN
 

@@ -1,5 +1,6 @@
 """The faults: real signals to real processes of the embedded stack, one after another, drawn by a seed."""
 
+import math
 import random
 import signal
 import threading
@@ -30,7 +31,7 @@ class Chaos(threading.Thread):
         self.struck: Counter[str] = Counter(dict.fromkeys(FAULTS, 0))
         self.last = "none"
         self.error: Exception | None = None
-        self._stack, self._pause = stack, 60.0 / per_minute
+        self._stack, self._pause = stack, 60.0 / per_minute if per_minute > 0 else math.inf
         self._random = random.Random(f"{seed} faults")
         self._killed_at: dict[str, float] = {}
         self._stopping = threading.Event()
@@ -48,6 +49,8 @@ class Chaos(threading.Thread):
             self.error = error
 
     def _strike_on_time(self) -> None:
+        if self._pause == math.inf:
+            return
         due = time.monotonic() + self._pause
         while not self._stopping.wait(max(0.0, due - time.monotonic())):
             due = due + self._pause if self._strike() else time.monotonic() + RETRY_SECONDS

@@ -18,8 +18,8 @@ from bench.soak.load import FINISHED, Asked, Record
 from service.artifacts import ArtifactDamaged, ArtifactStore
 
 STATES = ("promoted", "rejected", "failed", "cancelled")
-# What an acknowledged decision may end in: a cancelled update may meanwhile have run out of attempts.
-ENDS = {"approved": {"promoted"}, "rejected": {"rejected"}, "cancelled": {"cancelled", "failed"}}
+# What an acknowledged decision ends in.
+ENDS = {"approved": {"promoted"}, "rejected": {"rejected"}, "cancelled": {"cancelled"}}
 FILES = {"adapter_config.json", "adapter_model.safetensors", "head.safetensors", "version.json"}
 UPDATES = """
     SELECT u.*, m.name AS model,

@@ -75,13 +75,22 @@ class Loading:
         rejections, staged = Rejections(), 0
         connection = self._session.connection().connection.driver_connection
         assert isinstance(connection, psycopg.Connection)  # noqa: S101  # the one driver of db.py
-        with connection.cursor() as cursor, cursor.copy(statements.COPY_STAGING) as copy:
-            for row in rows:
-                if isinstance(row, RowError):
-                    rejections.add(row)
-                else:
-                    copy.write_row(row)
-                    staged += 1
+        try:
+            with connection.cursor() as cursor, cursor.copy(statements.COPY_STAGING) as copy:
+                for row in rows:
+                    if isinstance(row, RowError):
+                        rejections.add(row)
+                    else:
+                        copy.write_row(row)
+                        staged += 1
+        except psycopg.OperationalError as error:
+            # As SQLAlchemy raises it elsewhere, and without the row that the server quotes.
+            reason = (
+                (error.diag.message_primary or type(error).__name__) if error.diag else type(error).__name__
+            )
+            raise OperationalError(
+                "COPY", None, psycopg.OperationalError(reason), hide_parameters=True
+            ) from None
         self._session.execute(text(statements.ANALYZE_STAGING))
         return staged, rejections
 

@@ -57,6 +57,8 @@ class KeptDocuments:
 
     def keep(self, name: tuple[Any, ...], standing: Standing, document: bytes) -> None:
         """Keeps the document in place of an earlier one of its name; one that is too large is not kept."""
+        if len(document) > self._max_bytes:
+            return
         with self._lock:
             _, earlier = self._documents.pop(name, (None, b""))
             self._documents[name] = (standing, document)

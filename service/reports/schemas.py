@@ -181,9 +181,9 @@ class GateSimulationRequest(Body):
         default="gate", description="As if every update had been posted with this"
     )
     versions: list[Annotated[int, Field(ge=0, le=2**31 - 1)]] | None = Field(
-        default=None, max_length=200, description="Default: the newest `limit` that were judged"
+        default=None, max_length=100, description="Default: the newest `limit` that were judged"
     )
-    limit: int = Field(default=50, ge=1, le=200)
+    limit: int = Field(default=20, ge=1, le=100)
 
     @property
     def changes(self) -> dict[str, Any]:
@@ -202,7 +202,9 @@ class SimulatedVerdict(BaseModel):
     status: str = Field(description="What has become of the update")
     decision_then: Decision | None
     verdict: Verdict
-    outcome: Literal["promote", "hold", "reject"]
+    outcome: Literal["promote", "hold", "reject"] = Field(
+        description="A candidate whose parent was no longer champion is held, as the gate does, whatever the verdict"
+    )
     changed: bool = Field(description="Whether the decision differs from the one of then")
 
 

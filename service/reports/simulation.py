@@ -62,7 +62,11 @@ def _judge(
         status=update.state,
         decision_then=before,
         verdict=Verdict.model_validate(to_json(verdict)),
-        outcome=what_happens(verdict, request.promotion, policy.on_inconclusive),
+        outcome=(
+            what_happens(verdict, request.promotion, policy.on_inconclusive)
+            if update.parent_version == champion
+            else "hold"
+        ),
         changed=before != verdict.decision,
     )
 
