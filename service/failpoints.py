@@ -15,13 +15,15 @@ from service.config import get_settings
 POINTS = frozenset(
     {
         # the worker, in the order of an update's life
-        "claimed",  # the claim is committed, nothing is done yet
+        "before_claim",  # the claim is written, not committed
+        "claimed",  # it is committed, nothing is done yet
         "prepared",  # rows and parent lie in the work folder
         "checkpoint_written",  # the child has said so
         "trained",  # the child has answered, nothing is stored
         "artifact_partial",  # written beside its place, not yet renamed
         "artifact_stored",  # renamed; no row refers to it
-        "evaluating",  # the state is committed, nothing is scored
+        "before_evaluating",  # the state is written, not committed
+        "evaluating",  # it is committed, nothing is scored
         "scored",  # every score is made, none is stored
         "before_record",  # all rows of the version are written, not committed
         "recorded",  # version, verdict and promotion are committed

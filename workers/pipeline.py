@@ -150,6 +150,7 @@ def _learn(claim: Claim, lease: Lease, work: Path) -> UpdateState:
         with session_scope(tenant=claim.tenant, role="worker") as session:
             if not leases.begin_evaluating(session, claim=claim):
                 raise LeaseLost(claim.update_id)
+            reach("before_evaluating")
         reach("evaluating")
         trained = Trained(
             plan=plan,

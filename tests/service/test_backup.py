@@ -94,6 +94,30 @@ def test_every_row_right_and_artifact_comes_back(filled: str, empty: str, tmp_pa
     ArtifactStore(target).open_verified(manifest.artifacts[0]).close()
 
 
+def test_a_restore_puts_the_backups_artifact_in_place_of_a_damaged_one(
+    filled: str, empty: str, tmp_path: Path
+) -> None:
+    source = get_settings().database_url.replace(
+        "postgresql://", "postgresql+psycopg://"
+    )  # as SQLAlchemy spells it
+    manifest = take_backup(tmp_path / "backup", database_url=source, artifact_url=filled)
+    (artifact,) = (tmp_path / "store").glob("??/*.tar")
+    artifact.write_bytes(artifact.read_bytes()[:-1] + b"!")
+    restore_backup(tmp_path / "backup", database_url=empty, artifact_url=filled)
+    ArtifactStore(filled).open_verified(manifest.artifacts[0]).close()
+
+
+def test_an_error_about_the_database_names_its_address_and_no_password(tmp_path: Path) -> None:
+    with pytest.raises(BackupFailed, match="No connection to") as failed:
+        take_backup(
+            tmp_path / "backup",
+            database_url="postgresql+psycopg://me:hush@127.0.0.1:1/none",
+            artifact_url=tmp_path.as_uri(),
+        )
+    assert "127.0.0.1:1/none" in str(failed.value)
+    assert "hush" not in str(failed.value)
+
+
 def test_rows_of_every_table_are_in_the_dump_whatever_row_level_security_says(database: str) -> None:
     with psycopg.connect(database) as connection:
         hidden = connection.execute(

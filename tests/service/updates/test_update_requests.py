@@ -6,6 +6,8 @@ import time
 import pytest
 from fastapi.testclient import TestClient
 
+from service.config import get_settings
+from service.updates import commands
 from tests.scenes import World
 
 
@@ -31,6 +33,17 @@ def test_an_accepted_update_is_queued_with_its_cut_and_location(ready: World) ->
     assert body["strategy"]["name"] == "replay"
     assert "fraction" in body["strategy"]["parameters"]
     assert body["training"]["epochs"] >= 1
+
+
+def test_a_tenant_whose_queue_is_full_is_told_to_wait(ready: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = get_settings().model_copy(update={"max_queued_updates_per_tenant": 1})
+    monkeypatch.setattr(commands, "get_settings", lambda: small)
+    queued = ready.request("one")
+    answer = ready.client.post("/v1/models/triage/updates", json={"tasks": ["one"]})
+    assert ready.problem(answer) == (429, "too_many_queued_updates")
+    assert answer.headers["Retry-After"] == "30"
+    ready.ok(ready.client.post(f"/v1/updates/{queued['id']}/cancel"))
+    ready.request("one")
 
 
 def test_what_does_not_exist_is_refused_by_name(ready: World) -> None:
