@@ -197,3 +197,16 @@ class Settings(BaseSettings):
 def get_settings() -> Settings:
     """The process's settings, read from the environment once."""
     return Settings()
+
+
+class ClientSettings(BaseSettings):
+    """What the commands that call the API read from the environment, with the prefix `PALIMPSEST_`."""
+
+    model_config = SettingsConfigDict(env_prefix="PALIMPSEST_", extra="ignore", frozen=True)
+
+    url: str | None = Field(default=None, description="address of the service, such as http://127.0.0.1:8000")
+    api_key: SecretStr | None = None
+    profile: str | None = Field(default=None, description="name in the profile file, where no url is set")
+    patience_seconds: float = Field(
+        default=10.0, ge=0, description="how long a call is repeated while the service does not answer"
+    )

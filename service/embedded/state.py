@@ -168,12 +168,16 @@ def read_running(folder: Path) -> tuple[Connection, Secrets]:
 
 def write_private_json(path: Path, content: object) -> None:
     """Replace a file by JSON that only the owner may read; readers see the old or the new content, never a part."""
+    write_private_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def write_private_text(path: Path, text: str) -> None:
+    """Replace a file by a text that only the owner may read; readers see the old or the new content, never a part."""
     fresh = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         with os.fdopen(descriptor, "w") as file:
-            json.dump(content, file, indent=2)
-            file.write("\n")
+            file.write(text)
             file.flush()
             os.fsync(file.fileno())
         fresh.replace(path)
