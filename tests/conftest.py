@@ -71,9 +71,8 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield server.url
 
 
-@pytest.fixture
-def database(database_url: str) -> str:
-    """The database, emptied."""
+def emptied(database_url: str) -> str:
+    """Empties the database; for scenes that several tests of a module share."""
     from service.db import engine_for
 
     with engine_for(database_url).begin() as connection:
@@ -81,6 +80,12 @@ def database(database_url: str) -> str:
         connection.execute(text("TRUNCATE tenants CASCADE"))
         connection.execute(text("RESET ROLE"))
     return database_url
+
+
+@pytest.fixture
+def database(database_url: str) -> str:
+    """The database, emptied."""
+    return emptied(database_url)
 
 
 @pytest.fixture

@@ -26,7 +26,8 @@ class Target:
 
     def __post_init__(self) -> None:
         parts = urlsplit(self.url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.query:
+        usable = parts.scheme in ("http", "https") and parts.hostname and not parts.username
+        if not usable or set("?#") & set(self.url):
             raise CallFailed(
                 f"The address of {self.source} cannot be used; write http://host:port or https://host"
             )
