@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from service.cli.calling import Call, Json, over_http
-from service.cli.output import print_facts, print_table, size
+from service.cli.output import plain, print_facts, print_gap, print_table, size
 
 app = typer.Typer()
 strategies = typer.Typer(no_args_is_help=True, help="The continual-learning strategies and their parameters.")
@@ -58,12 +58,15 @@ def _facts(strategy: Json) -> None:
     print_facts([
         ("strategy", strategy["name"]),
         ("summary", strategy["summary"]),
-        ("description", strategy["description"]),
         ("task types", strategy["task_types"]),
         ("adapter types", strategy["adapter_types"]),
         ("rehearses", strategy["needs_replay"]),
         ("starts from", strategy["starts_from"]),
     ])  # fmt: skip
+    print_gap()
+    for line in strategy["description"].splitlines():
+        typer.echo(plain(line))
+    print_gap()
     rows = (
         (name, schema.get("default"), schema.get("type"), schema.get("description"))
         for name, schema in strategy["parameters"].get("properties", {}).items()

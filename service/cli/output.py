@@ -69,6 +69,11 @@ def shortened(text: str, length: int = 80) -> str:
     return line if len(line) <= length else f"{line[: length - 1]}…"
 
 
+def fixed(value: float | None, digits: int = 3) -> str | None:
+    """A score, so that the points of a column stand below each other."""
+    return None if value is None else f"{value:.{digits}f}"
+
+
 def signed(value: float | None, digits: int = 3) -> str | None:
     """A change with its sign."""
     return None if value is None else f"{value:+.{digits}f}"
@@ -94,6 +99,11 @@ def print_table(
     for row in rows:
         table.add_row(*map(cell, row))
     console().print(table)
+
+
+def print_gap() -> None:
+    """Sets what follows apart."""
+    typer.echo()
 
 
 def print_facts(facts: Iterable[tuple[str, object]]) -> None:

@@ -7,7 +7,7 @@ import typer
 
 from service.cli.calling import Call, Json, ModelName, VersionName, over_http, version_number
 from service.cli.heatmap import LEARNT, heatmaps
-from service.cli.output import console, print_facts, print_table, signed
+from service.cli.output import console, fixed, print_facts, print_gap, print_table, signed
 from service.cli.verdicts import decision, judged, reasons
 
 report = typer.Typer(no_args_is_help=True, help="What updates gave and cost, per task and over the lineage.")
@@ -83,7 +83,7 @@ def _report(report: Json) -> None:
         ("strategy", report["strategy"]),
         ("verdict", decision(report["verdict"])),
         ("compared with", report["compared_with"]),
-        *((name.replace("_", " "), value) for name, value in report["summary"].items() if value is not None),
+        *((name.replace("_", " "), fixed(value)) for name, value in report["summary"].items() if value is not None),
     ])  # fmt: skip
     columns = (
         "task",
@@ -99,16 +99,17 @@ def _report(report: Json) -> None:
     )
     print_table(columns, (_task(task) for task in report["tasks"]), right=columns[2:])
     if report["verdict"]:
+        print_gap()
         print_table(("gate", "task", "because"), reasons(report["verdict"]))
 
 
 def _task(task: Json) -> tuple[object, ...]:
     bounds, flips = task["delta_ci"], task["flips"]
     return (
-        task["task"], task["role"], task["score"], task["parent_score"], signed(task["delta"]),
+        task["task"], task["role"], fixed(task["score"]), fixed(task["parent_score"]), signed(task["delta"]),
         bounds and f"{signed(bounds[0])} … {signed(bounds[1])}",
         flips and f"−{flips['negative']} +{flips['positive']}",
-        task["forgetting"], task["p_value_holm"], task["eval_size"],
+        fixed(task["forgetting"]), task["p_value_holm"], task["eval_size"],
     )  # fmt: skip
 
 
@@ -118,7 +119,9 @@ def _matrix(answer: Json, *, learnt: dict[int, set[str]]) -> None:
         screen.print(table)
     screen.print(f"{LEARNT} learnt by this version; – not scored", style="dim")
     print_facts(
-        (name.replace("_", " "), value) for name, value in answer["summary"].items() if value is not None
+        (name.replace("_", " "), fixed(value))
+        for name, value in answer["summary"].items()
+        if value is not None
     )
 
 
@@ -132,4 +135,5 @@ def _simulation(simulated: Json) -> None:
         for one in simulated["data"]
     )  # fmt: skip
     print_table(columns, rows, right=("version", "against"))
+    print_gap()
     print_facts([("policy", simulated["policy"]), *simulated["summary"].items()])

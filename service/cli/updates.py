@@ -7,7 +7,7 @@ import typer
 
 from service.cli.assignments import Assignments, assigned
 from service.cli.calling import DEFAULT_LIMIT, Call, Json, Limit, ModelName, UpdateId, over_http
-from service.cli.output import moment, print_facts, print_list, print_table, remark
+from service.cli.output import moment, print_facts, print_gap, print_list, print_table, remark
 from service.cli.verdicts import decision, reasons
 from service.cli.watching import PATIENCE_SECONDS, watch
 
@@ -199,6 +199,7 @@ def facts(update: Json) -> None:
     for warning in update["warnings"]:
         remark(f"Note: {warning}")
     if update["verdict"]:
+        print_gap()
         print_table(("gate", "task", "because"), reasons(update["verdict"]))
 
 

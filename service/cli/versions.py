@@ -20,9 +20,11 @@ from service.cli.calling import (
 )
 from service.cli.examples import content_text
 from service.cli.output import (
+    fixed,
     messages,
     moment,
     print_facts,
+    print_gap,
     print_json,
     print_list,
     print_table,
@@ -185,7 +187,8 @@ def _facts(version: Json) -> None:
         ("provenance", version["provenance"]),
         ("created", moment(version["created_at"])),
     ])  # fmt: skip
-    rows = ((score["task"], score["score"], score["eval_size"]) for score in version["scores"])
+    print_gap()
+    rows = ((score["task"], fixed(score["score"]), score["eval_size"]) for score in version["scores"])
     print_table(("task", "score", "eval examples"), rows, right=("score", "eval examples"))
 
 

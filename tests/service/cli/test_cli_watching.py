@@ -111,6 +111,7 @@ def test_a_failed_update_ends_with_its_own_exit_code_and_its_reason(
     assert watched.out == f"{update} failed: It did not fit. [out_of_memory]\n"
 
 
+@pytest.mark.slow
 def test_waiting_ends_with_promoted_rejected_or_awaiting_approval(
     palimpsest: Palimpsest, filled: World
 ) -> None:
