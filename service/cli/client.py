@@ -151,6 +151,8 @@ class Api:
                 if response is not None:
                     return response
                 raise failure from None
+            if response is not None:
+                response.close()
             self.notice(str(failure))
             time.sleep(pause)
             longest = min(2 * longest, LONGEST_PAUSE_SECONDS)

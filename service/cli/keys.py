@@ -1,7 +1,7 @@
 """`palimpsest keys`: with `--tenant` in the database itself, without it over the API, of one's own tenant."""
 
 from datetime import UTC, datetime, timedelta
-from typing import Annotated
+from typing import Annotated, TypeGuard
 
 import typer
 
@@ -56,7 +56,7 @@ def create_key(
     """
     valid_for = parse_duration(expires_in) if expires_in else None
     wanted = [scope.strip() for scope in scopes.split(",") if scope.strip()]
-    if tenant is not None:
+    if _in_the_database(tenant, profile=profile):
         database_keys.create_key(
             tenant, scopes=wanted, name=name, valid_for=valid_for, as_json=as_json, state=state
         )
@@ -77,7 +77,7 @@ def list_keys(
     as_json: AsJson = False,
 ) -> None:
     """List keys, newest first, without their secrets."""
-    if tenant is not None:
+    if _in_the_database(tenant, profile=profile):
         database_keys.list_keys(tenant, as_json=as_json, state=state)
         return
     with calling(profile=profile, state=state, as_json=as_json) as call:
@@ -89,7 +89,7 @@ def revoke_key(
     key: KeyName, tenant: Tenant = None, profile: Profile = None, state: State = None, as_json: AsJson = False
 ) -> None:
     """Revoke a key at once. Doing so again changes nothing."""
-    if tenant is not None:
+    if _in_the_database(tenant, profile=profile):
         database_keys.revoke_key(tenant, key=key, state=state)
         return
     from service.cli.client import path
@@ -119,7 +119,7 @@ def rotate_key(
     Id, prefix, scopes, name and expiry stay. For a secret that leaked leave `--overlap` away.
     """
     lasting = parse_duration(overlap, option="--overlap") if overlap else timedelta(0)
-    if tenant is not None:
+    if _in_the_database(tenant, profile=profile):
         database_keys.rotate_key(tenant, key=key, overlap=lasting, as_json=as_json, state=state)
         return
     from service.cli.client import path
@@ -127,6 +127,14 @@ def rotate_key(
     with calling(profile=profile, state=state, as_json=as_json) as call:
         body = {"overlap_seconds": int(lasting.total_seconds())}
         _show_secret(call, call.api.create(path("keys", key, "rotate"), body))
+
+
+def _in_the_database(tenant: str | None, *, profile: str | None) -> TypeGuard[str]:
+    if tenant is not None and profile is not None:
+        raise typer.BadParameter(
+            "--tenant acts on a database and --profile on the API", param_hint="--tenant"
+        )
+    return tenant is not None
 
 
 def _show_secret(call: Call, made: Json) -> None:

@@ -140,6 +140,7 @@ def test_keys_over_the_api_are_made_listed_rotated_and_revoked(palimpsest: Palim
     assert palimpsest("keys", "revoke", made["id"]).out == f"The key '{made['id']}' is revoked.\n"
     assert palimpsest("model", "list", PALIMPSEST_API_KEY=rotated.out.strip()).code == 1
     assert palimpsest("keys", "list", "--json").json["data"][0]["revoked_at"]
+    assert palimpsest("keys", "list", "--tenant", "acme", "--profile", "prod").code == 2, "database or API?"
 
 
 def test_a_refusal_is_told_with_its_code_and_as_the_problem_document_for_scripts(
