@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from service.cli.calling import Call, Json
-from service.cli.output import messages, remark
+from service.cli.output import messages, remark, shortened
 from service.cli.problems import OF_STATUS, ExitCode, Unreachable
 
 if TYPE_CHECKING:
@@ -31,9 +31,11 @@ class Standing:
 
 def standing(update: Json) -> Standing:
     """Reads phase, steps, loss and remaining time from an update."""
-    now = update["progress"]
-    if update["status"] in OF_STATUS or not now:
-        return Standing(update["status"].replace("_", " "))
+    now, status = update["progress"], update["status"].replace("_", " ")
+    if update["status"] in OF_STATUS:
+        return Standing(status, step=1, total=1)
+    if not now:
+        return Standing(status)
     notes = [f"loss {now['loss']:.4g}"] if now["loss"] is not None else []
     if now["eta_seconds"] is not None:
         minutes, seconds = divmod(round(now["eta_seconds"]), 60)
@@ -67,7 +69,9 @@ def _follow(
     from service.cli.client import path
 
     call.api.patience_seconds = patience_seconds
-    call.api.notice = lambda reason: show(Standing("connection lost", note=f"{reason}; trying again"))
+    call.api.notice = lambda reason: show(
+        Standing("connection lost", note=f"trying again; {shortened(reason, 30)}")
+    )
     pause = FIRST_PAUSE_SECONDS
     while True:
         update = call.api.get(path("updates", update_id))
@@ -85,7 +89,7 @@ def _display(update_id: str) -> Iterator[Callable[[Standing], None]]:
 
     terminal = messages()
     columns = (
-        TextColumn("{task.description}"), BarColumn(bar_width=30), TextColumn("{task.fields[steps]}"),
+        TextColumn("{task.description}"), BarColumn(bar_width=20), TextColumn("{task.fields[steps]}"),
         TimeElapsedColumn(), TextColumn("{task.fields[note]}", style="dim", markup=False),
     )  # fmt: skip
     with Progress(*columns, console=terminal, disable=not terminal.is_terminal) as progress:
@@ -93,13 +97,12 @@ def _display(update_id: str) -> Iterator[Callable[[Standing], None]]:
 
 
 def _bar(progress: "Progress", update_id: str) -> Callable[[Standing], None]:
-    bar = progress.add_task(update_id, total=None, steps="", note="")
+    progress.console.print(update_id)
+    bar = progress.add_task("", total=None, steps="", note="")
 
     def show(now: Standing) -> None:
-        steps = f"{now.step}/{now.total}" if now.total else ""
-        progress.update(
-            bar, description=f"{update_id} {now.phase}", completed=now.step, steps=steps, note=now.note
-        )
+        steps = f"{now.step}/{now.total}" if now.total and now.total > 1 else ""
+        progress.update(bar, description=now.phase, completed=now.step, steps=steps, note=now.note)
         progress.tasks[0].total = now.total  # `update` takes None for "as it was"
 
     return show

@@ -198,4 +198,4 @@ def test_the_standing_of_an_update_in_training_has_steps_loss_and_remaining_time
     update = {"status": "training", "progress": progress, "attempt": 2}
     assert standing(update) == Standing("training", 3, 9, "loss 0.25, 1:15 left, attempt 2")
     assert standing({**update, "progress": None}) == Standing("training")
-    assert standing({**update, "status": "promoted"}) == Standing("promoted")
+    assert standing({**update, "status": "promoted"}) == Standing("promoted", 1, 1)
