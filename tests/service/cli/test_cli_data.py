@@ -126,6 +126,24 @@ def test_storage_and_strategies_are_shown(palimpsest: Palimpsest) -> None:
     assert "parameter" in palimpsest("strategies", "show", "ewc").out
 
 
+def test_a_model_that_has_learnt_nothing_is_shown_by_every_command_that_reads(palimpsest: Palimpsest) -> None:
+    make_task(palimpsest)
+    for command, words in (
+        ("version list", "champion"), ("version show", "version"), ("history", "created"), ("aliases", "previous"),
+        ("update list", "status"), ("report matrix", "learnt by this version"), ("gate simulate", "policy"),
+    ):  # fmt: skip
+        shown = palimpsest(*command.split(), "triage")
+        assert (shown.code, words in shown.out, shown.err) == (0, True, ""), (command, shown)
+    for command, code in (
+        ("report show", "no_report"),
+        ("rollback", "no_previous"),
+        ("version download", "no_adapter"),
+    ):
+        reason = ["--reason", "try"] if command == "rollback" else []
+        refused = palimpsest(*command.split(), "triage", *reason)
+        assert (refused.code, f"[{code}" in refused.err) == (1, True), (command, refused)
+
+
 def test_keys_over_the_api_are_made_listed_rotated_and_revoked(palimpsest: Palimpsest) -> None:
     made = palimpsest(
         "keys", "create", "--scopes", "read,ingest", "--name", "ci", "--expires-in", "90d", "--json"

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from service.cli import heatmap
 from tests.conftest import emptied
 from tests.scenes import World, make_client
 from tests.service.cli.conftest import Result, key_of, run
+
+pytestmark = pytest.mark.slow  # three updates have to be trained
 
 SHORT: dict[str, Any] = {
     "training": {**World.TRAINING, "max_steps": 1},
@@ -133,24 +134,6 @@ def test_the_matrix_is_coloured_where_colours_are_shown(lineage: Lineage) -> Non
     ).out
     assert "\x1b[38;2;" in shown
     assert ";48;2;" in shown
-
-
-def test_colours_rise_in_lightness_from_end_to_end() -> None:
-    lightness = [
-        sum(w * c for w, c in zip((0.299, 0.587, 0.114), heatmap.colour(n / 20), strict=True))
-        for n in range(21)
-    ]
-    assert lightness == sorted(lightness)
-    assert (heatmap.colour(0), heatmap.colour(1)) == (heatmap.CIVIDIS[0], heatmap.CIVIDIS[-1])
-
-
-def test_a_wide_matrix_is_cut_into_tables_that_fit_and_lose_no_task() -> None:
-    tasks = [f"task-{n}" for n in range(40)]
-    report = {"tasks": tasks, "versions": [0, 1], "matrix": [[None] * 40, [-2.5 + n / 40 for n in range(40)]]}
-    tables = heatmap.heatmaps(report, learnt={1: set(tasks)}, width=80)
-    assert len(tables) > 3
-    assert [column.header for table in tables for column in table.columns if column.header != "v"] == tasks
-    assert heatmap.scale(report["matrix"]) == (-2.5, -2.5 + 39 / 40)
 
 
 def test_an_adapter_is_downloaded_whole_and_never_over_another_file(lineage: Lineage, tmp_path: Path) -> None:
