@@ -82,6 +82,7 @@ def api(
         factory=True,
         log_config=None,
         timeout_graceful_shutdown=10,
+        timeout_keep_alive=75,  # longer than proxies and clients keep an idle connection, so that they close it
         server_header=False,
     )
     if fd is None:
