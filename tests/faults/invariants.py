@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from sqlalchemy import Row, select
+from sqlalchemy import Row, select, text
 from sqlalchemy.orm import Session
 
 from service.artifacts import get_store
@@ -14,6 +14,8 @@ from service.models import (
     AliasMove,
     Example,
     Model,
+    ReplayEntry,
+    Score,
     Task,
     Update,
     UpdateEvent,
@@ -30,6 +32,8 @@ from service.updates.states import ACTIVE, FINISHED, TRANSITIONS
 STATES = {str(state) for state in UpdateState}
 HELD = UpdateState.AWAITING_APPROVAL
 UNNUMBERED = {UpdateState.QUEUED, UpdateState.TRAINING}
+# What only the holder of a claim may write. Eval sets are content, whoever made them.
+FENCED = (Update, UpdateEvent, Version, VersionTask, ReplayEntry, Score, Alias, AliasMove)
 
 
 @dataclass
@@ -49,7 +53,9 @@ def check(session: Session, *, seen: Seen) -> None:
     versions = session.scalars(select(Version).order_by(Version.number)).all()
     aliases = session.scalars(select(Alias)).all()
     check_versions(models, updates, versions)
-    check_aliases(models, versions, aliases, session.scalars(select(AliasMove).order_by(AliasMove.id)).all())
+    moves = session.scalars(select(AliasMove).order_by(AliasMove.id)).all()
+    check_aliases(models, versions, aliases, moves)
+    check_promotions(updates, moves)
     check_updates(updates, seen=seen)
     check_events(updates, session.scalars(select(UpdateEvent).order_by(UpdateEvent.id)).all(), seen=seen)
     for model in models:
@@ -67,6 +73,8 @@ def check_versions(models: Sequence[Model], updates: Sequence[Update], versions:
     made = [(version.update_id, version.number) for version in versions if version.update_id is not None]
     assert len({update_id for update_id, _ in made}) == len(made), made
     assert set(made) == {(update.id, update.version) for update in updates if update.version is not None}
+    parents = {update.id: update.parent_version for update in updates}
+    assert all(version.parent == parents[version.update_id] for version in versions if version.update_id)
 
 
 def check_aliases(
@@ -83,6 +91,17 @@ def check_aliases(
         replayed[move.model_id, move.alias] = (move.to_version, move.id)
     assert replayed == {(a.model_id, a.name): (a.version, a.move_id) for a in aliases}
     assert {(alias.model_id, alias.version) for alias in aliases} <= loadable
+
+
+def check_promotions(updates: Sequence[Update], moves: Sequence[AliasMove]) -> None:
+    """Whatever an update made champion had been compared with the very champion that it took the place of."""
+    compared = {update.id: update.compared_with for update in updates}
+    for move in moves:
+        if move.update_id is not None:
+            assert move.from_version == compared[move.update_id], (
+                move.from_version,
+                compared[move.update_id],
+            )
 
 
 def check_updates(updates: Iterable[Update], *, seen: Seen) -> None:
@@ -144,6 +163,14 @@ def check_buffer(session: Session, *, model: Model) -> None:
     expected = choose(learnt, int(model.replay["capacity"]))
     buffer = read_buffer(session, model=model, lineage=lineage, cut=model.last_batch)
     assert list(buffer.entries) == expected
+
+
+def everything_recorded(session: Session) -> dict[str, str]:
+    """A digest of each table that the holder of a claim writes, for "nothing has changed"."""
+    digest = "SELECT md5(string_agg(t::text, chr(10) ORDER BY t::text)) FROM {table} t"
+    return {
+        kind.__tablename__: session.scalar(text(digest.format(table=kind.__tablename__))) for kind in FENCED
+    }
 
 
 def _admitted(session: Session, model: Model, taught: Row[VersionTask, str]) -> list[Candidate]:

