@@ -47,7 +47,7 @@ FIT_FOR = {
 models = st.sampled_from(sorted(GATES))
 tasks = st.sampled_from(["one", "two"])
 anyone = st.integers(0, 30)  # which of those there are, counted round
-promotions = st.sampled_from(["manual", "gate", "manual", "always"])
+promotions = st.sampled_from(["manual", "manual", "gate", "manual", "always"])
 versions = st.integers(0, 3)
 corrections = st.tuples(
     st.integers(0, 11), st.integers(0, 2)
@@ -119,7 +119,7 @@ class Lives(RuleBasedStateMachine):
 
     # What workers do, and what is done to them.
 
-    @act(20, skill=st.sampled_from([0.6, 0.0, 1.0, 1.0]), steps=st.integers(0, 6))
+    @act(20, skill=st.sampled_from([0.6, 0.0, 1.0, 1.0]), steps=st.sampled_from([5, 5, 0, 1, 2, 3, 4]))
     def claim(self, skill: float, steps: int) -> None:
         if len(self.workers) == WORKERS:
             self.finish(0)  # makes room
@@ -131,27 +131,27 @@ class Lives(RuleBasedStateMachine):
             self.workers.append(SteppedWorker(claim, recording=self.recording, skill=skill))
             self.work(-1, steps)
 
-    @act(12, which=anyone, steps=st.integers(1, 4))
+    @act(8, which=anyone, steps=st.integers(1, 4))
     def work(self, which: int, steps: int) -> None:
-        for worker in self.worker(which):
+        if worker := self.worker(which):
             walk = self.come_late if self.is_late(worker) else self.go_on
             walk(worker, steps)
         self.bury()
 
-    @act(10, which=anyone)
+    @act(12, which=anyone)
     def finish(self, which: int) -> None:
         self.work(which, steps=100)
 
-    @act(7, which=anyone)
+    @act(9, which=anyone)
     def kill(self, which: int) -> None:
-        for worker in self.worker(which):
-            self.tally[f"killed {'early' if worker.at in ('claimed', 'prepared') else 'late'}"] += 1
+        if worker := self.worker(which):
+            self.tally[f"killed at {worker.at}"] += 1
             worker.kill()
         self.bury()
 
     @act(5, which=anyone, how=st.sampled_from(["stop", *sorted(TROUBLES)]))
     def hinder(self, which: int, how: str) -> None:
-        for worker in self.worker(which):
+        if worker := self.worker(which):
             if how == "stop":
                 worker.stopping.set()
             else:
@@ -159,18 +159,20 @@ class Lives(RuleBasedStateMachine):
 
     @act(3, which=anyone)
     def renew(self, which: int) -> None:
-        for worker in self.worker(which):
+        if worker := self.worker(which):
             before = self.recorded() if self.is_late(worker) else None
             if worker.lease is not None:
                 worker.lease.renew()
             assert before in (None, self.recorded()), "a lost lease was renewed"
 
-    @act(9, sweep=st.sampled_from([True, True, True, False]))
-    def expire(self, sweep: bool) -> None:
-        """Time goes by: no worker has been heard of for longer than a lease."""
+    @act(12, sweep=st.sampled_from([True, True, True, False]), successor=st.booleans())
+    def expire(self, sweep: bool, successor: bool) -> None:
+        """Time goes by: no worker has been heard of for longer than a lease. Another may come at once."""
         expire_leases()
         if sweep:
             self.tally["lease expired"] += len(sweep_updates())
+        if successor and len(self.workers) < WORKERS:
+            self.claim(1.0, steps=1)
 
     def go_on(self, worker: SteppedWorker, steps: int) -> None:
         """Steps as often as asked, or to the end."""
@@ -195,8 +197,8 @@ class Lives(RuleBasedStateMachine):
         chosen=st.lists(tasks, min_size=1, max_size=2, unique=True),
         promotion=promotions,
         strategy=st.sampled_from(["replay", "ewc", "joint"]),
-        parent=st.sampled_from(["champion", "champion", 0, 1, 2]),
-        relearn=st.sampled_from([True, True, False]),
+        parent=st.sampled_from(["champion", "champion", "champion", 0, 1, 2]),
+        relearn=st.sampled_from([True, True, True, False]),
     )
     def request_update(self, model: str, chosen: list[str], strategy: str, **fields: object) -> None:
         body = {"tasks": chosen, "strategy": {"name": strategy}, **fields}
@@ -205,7 +207,7 @@ class Lives(RuleBasedStateMachine):
     @act(
         16,
         which=anyone,
-        decision=st.sampled_from(["approve", "approve", "reject", "cancel"]),
+        decision=st.sampled_from(["approve", "reject", "cancel"]),
         fitting=st.sampled_from([True, True, True, True, False]),
     )
     def decide(self, which: int, decision: str, fitting: bool) -> None:
@@ -217,11 +219,14 @@ class Lives(RuleBasedStateMachine):
         self.tally[f"{decision}: {facts['status'] if answer.is_success else facts['code']}"] += 1
         assert not answer.is_success or decision != "approve" or facts["status"] == "promoted"
 
-    @act(7, model=models, to=st.none() | versions)
-    def roll_back(self, model: str, to: int | None) -> None:
+    @act(8, model=models, to=st.none() | versions, unaware=st.booleans())
+    def roll_back(self, model: str, to: int | None, unaware: bool) -> None:
+        """Somebody rolls back; somebody unaware of it approves a candidate, perhaps of the same model."""
         answer = self.call("POST", f"/models/{model}/rollback", json={"to": to, "reason": "it got worse"})
         self.tally["rolled back"] += answer.is_success
         assert not answer.is_success or to in (None, answer.json()["champion"])
+        if unaware:
+            self.decide(0, "approve", fitting=True)
 
     @act(
         3,
@@ -273,6 +278,9 @@ class Lives(RuleBasedStateMachine):
 
     @act(1, model=models, purge=st.sampled_from([True, True, False]))
     def archive_model(self, model: str, purge: bool) -> None:
+        for update in self.call("GET", f"/models/{model}/updates").json().get("data", []):
+            if update["status"] == "queued":
+                self.call("POST", f"/updates/{update['id']}/cancel")
         archived = self.call("DELETE", f"/models/{model}").is_success
         self.tally["archived"] += archived
         if archived and purge and self.call("POST", f"/models/{model}/purge").is_success:
@@ -324,9 +332,11 @@ class Lives(RuleBasedStateMachine):
         with session_scope(tenant=TENANT, role="worker") as session:
             return everything_recorded(session)
 
-    def worker(self, which: int) -> list[SteppedWorker]:
-        """One of the living, or nobody."""
-        return [self.workers[which % len(self.workers)]] if self.workers else []
+    def worker(self, which: int) -> SteppedWorker | None:
+        """One of the living; where there is none, one that claims now, if there is anything to claim."""
+        if not self.workers:
+            self.claim(1.0, steps=which % 6)
+        return self.workers[which % len(self.workers)] if self.workers else None
 
     def is_late(self, worker: SteppedWorker) -> bool:
         """Whether the claim is lost: taken back, ended or claimed anew."""

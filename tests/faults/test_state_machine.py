@@ -20,6 +20,13 @@ from workers.training.contract import AdapterSettings, BaseFolder, TrainingSetti
 from workers.training.loop import train
 
 Run = Callable[..., Counter[str]]
+# What must have happened in the long run, by the first words of the tally, and how often at least.
+ENOUGH = {
+    "killed at": 25, "late": 15, "late with scores": 2, "lease expired": 35, "cancel: cancelled": 8,
+    "cancel: training": 1, "cancel: evaluating": 2, "approve: promoted": 6, "approve: verdict_stale": 1,
+    "reject: rejected": 2, "rolled back": 10, "alias moved": 3, "scored again": 12, "ended failed": 3,
+    "forgotten": 3,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="session")
@@ -58,11 +65,28 @@ def run(client: TestClient, recording: Recording, monkeypatch: pytest.MonkeyPatc
     get_settings.cache_clear()
 
 
+def happened(tally: Counter[str], what: str) -> int:
+    """How often something happened whose name begins with `what`."""
+    return sum(count for name, count in tally.items() if name.startswith(what))
+
+
 def test_no_life_of_a_few_steps_breaks_an_invariant(run: Run) -> None:
-    run(max_examples=4, stateful_step_count=30, derandomize=True, database=None)
+    tally = run(max_examples=5, stateful_step_count=35, derandomize=True, database=None)
+    for what in (
+        "killed at",
+        "late",
+        "lease expired",
+        "cancel: ",
+        "approve: promoted",
+        "rolled back",
+        "scored again",
+    ):
+        assert happened(tally, what), f"these lives are too shallow: nothing {what}"
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_no_long_life_breaks_an_invariant(run: Run) -> None:
-    run(max_examples=30, stateful_step_count=60, print_blob=True)
+    tally = run(max_examples=20, stateful_step_count=60, print_blob=True)
+    rare = {what: (happened(tally, what), least) for what, least in ENOUGH.items()}
+    assert all(count >= least for count, least in rare.values()), f"these lives are too shallow: {rare}"
