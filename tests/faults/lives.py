@@ -138,11 +138,11 @@ class Lives(RuleBasedStateMachine):
             walk(worker, steps)
         self.bury()
 
-    @act(12, which=anyone)
+    @act(10, which=anyone)
     def finish(self, which: int) -> None:
         self.work(which, steps=100)
 
-    @act(9, which=anyone)
+    @act(8, which=anyone)
     def kill(self, which: int) -> None:
         if worker := self.worker(which):
             self.tally[f"killed at {worker.at}"] += 1
@@ -165,14 +165,20 @@ class Lives(RuleBasedStateMachine):
                 worker.lease.renew()
             assert before in (None, self.recorded()), "a lost lease was renewed"
 
-    @act(12, sweep=st.sampled_from([True, True, True, False]), successor=st.booleans())
-    def expire(self, sweep: bool, successor: bool) -> None:
+    @act(
+        14,
+        which=anyone,
+        sweep=st.sampled_from([True, True, True, False]),
+        successor=st.sampled_from([True, True, False]),
+    )
+    def expire(self, which: int, sweep: bool, successor: bool) -> None:
         """Time goes by: no worker has been heard of for longer than a lease. Another may come at once."""
+        self.worker(which)  # so that there is one
         expire_leases()
         if sweep:
             self.tally["lease expired"] += len(sweep_updates())
         if successor and len(self.workers) < WORKERS:
-            self.claim(1.0, steps=1)
+            self.claim(1.0, steps=which % 3)
 
     def go_on(self, worker: SteppedWorker, steps: int) -> None:
         """Steps as often as asked, or to the end."""
@@ -183,7 +189,8 @@ class Lives(RuleBasedStateMachine):
     def come_late(self, worker: SteppedWorker, steps: int) -> None:
         """A worker whose claim is lost, and who may not know it, goes on; nothing of what it does may be recorded."""
         before, stood = self.recorded(), worker.at
-        self.tally["late with scores" if stood == "scored" else "late"] += 1
+        self.tally[f"late {'after a successor' if self.is_replaced(worker) else 'alone'}"] += 1
+        self.tally["came with scores too late"] += stood == "scored"
         self.go_on(worker, steps)
         assert self.recorded() == before, (
             f"a worker that had lost its claim wrote between {stood} and {worker.at}"
@@ -295,7 +302,8 @@ class Lives(RuleBasedStateMachine):
         """In the end every fault is over and one good worker is left: no request may stay without an end."""
         with suppress(AssertionError):  # of a worker that a failed act has left in a state of its own
             for worker in self.workers:
-                worker.kill()
+                if not worker.ended:
+                    worker.kill()
         self.workers = []
         expire_leases()
         sweep_updates()
@@ -344,6 +352,14 @@ class Lives(RuleBasedStateMachine):
         with session_scope(tenant=TENANT) as session:
             update = session.get(Update, {"tenant_id": claim.tenant, "id": claim.update_id})
             return update is None or update.state not in ACTIVE or update.fence != claim.fence
+
+    def is_replaced(self, worker: SteppedWorker) -> bool:
+        """Whether somebody else among the living holds the update."""
+        return any(
+            other.claim.update_id == worker.claim.update_id
+            for other in self.workers
+            if not self.is_late(other)
+        )
 
     def bury(self) -> None:
         """Forgets the workers that have ended."""

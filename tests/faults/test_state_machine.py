@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from service.config import get_settings
@@ -22,7 +22,7 @@ from workers.training.loop import train
 Run = Callable[..., Counter[str]]
 # What must have happened in the long run, by the first words of the tally, and how often at least.
 ENOUGH = {
-    "killed at": 25, "late": 15, "late with scores": 2, "lease expired": 35, "cancel: cancelled": 8,
+    "killed at": 25, "late alone": 5, "late after a successor": 10, "came with scores too late": 3, "lease expired": 35, "cancel: cancelled": 8,
     "cancel: training": 1, "cancel: evaluating": 2, "approve: promoted": 6, "approve: verdict_stale": 1,
     "reject: rejected": 2, "rolled back": 10, "alias moved": 3, "scored again": 12, "ended failed": 3,
     "forgotten": 3,
@@ -71,10 +71,13 @@ def happened(tally: Counter[str], what: str) -> int:
 
 
 def test_no_life_of_a_few_steps_breaks_an_invariant(run: Run) -> None:
-    tally = run(max_examples=5, stateful_step_count=35, derandomize=True, database=None)
+    # Not shrunk when it fails: that takes minutes.
+    tally = run(
+        max_examples=5, stateful_step_count=35, derandomize=True, database=None, phases=[Phase.generate]
+    )
     for what in (
         "killed at",
-        "late",
+        "late after a successor",
         "lease expired",
         "cancel: ",
         "approve: promoted",
