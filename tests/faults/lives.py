@@ -219,21 +219,25 @@ class Lives(RuleBasedStateMachine):
     )
     def decide(self, which: int, decision: str, fitting: bool) -> None:
         ids = self.updates(FIT_FOR[decision]) if fitting else self.updates(set(UpdateState))
-        if not ids:
-            return
-        answer = self.call("POST", f"/updates/{ids[which % len(ids)]}/{decision}")
+        if ids:
+            self.tell(ids[which % len(ids)], decision)
+
+    def tell(self, update_id: str, decision: str) -> None:
+        """Tells a decision on one update."""
+        answer = self.call("POST", f"/updates/{update_id}/{decision}")
         facts = answer.json()
         self.tally[f"{decision}: {facts['status'] if answer.is_success else facts['code']}"] += 1
         assert not answer.is_success or decision != "approve" or facts["status"] == "promoted"
 
     @act(8, model=models, to=st.none() | versions, unaware=st.booleans())
     def roll_back(self, model: str, to: int | None, unaware: bool) -> None:
-        """Somebody rolls back; somebody unaware of it approves a candidate, perhaps of the same model."""
+        """Somebody rolls back; somebody unaware of it approves the two candidates that waited longest."""
         answer = self.call("POST", f"/models/{model}/rollback", json={"to": to, "reason": "it got worse"})
         self.tally["rolled back"] += answer.is_success
         assert not answer.is_success or to in (None, answer.json()["champion"])
         if unaware:
-            self.decide(0, "approve", fitting=True)
+            for update_id in self.updates(FIT_FOR["approve"])[:2]:
+                self.tell(update_id, "approve")
 
     @act(
         3,
