@@ -138,7 +138,7 @@ class Lives(RuleBasedStateMachine):
             walk(worker, steps)
         self.bury()
 
-    @act(10, which=anyone)
+    @act(16, which=anyone)
     def finish(self, which: int) -> None:
         self.work(which, steps=100)
 
@@ -166,7 +166,7 @@ class Lives(RuleBasedStateMachine):
             assert before in (None, self.recorded()), "a lost lease was renewed"
 
     @act(
-        14,
+        10,
         which=anyone,
         sweep=st.sampled_from([True, True, True, False]),
         successor=st.sampled_from([True, True, False]),
@@ -229,15 +229,19 @@ class Lives(RuleBasedStateMachine):
         self.tally[f"{decision}: {facts['status'] if answer.is_success else facts['code']}"] += 1
         assert not answer.is_success or decision != "approve" or facts["status"] == "promoted"
 
-    @act(8, model=models, to=st.none() | versions, unaware=st.sampled_from([True, True, False]))
-    def roll_back(self, model: str, to: int | None, unaware: bool) -> None:
-        """Somebody rolls back; somebody unaware of it approves all that waits."""
+    @act(8, model=models, to=st.none() | versions)
+    def roll_back(self, model: str, to: int | None) -> None:
         answer = self.call("POST", f"/models/{model}/rollback", json={"to": to, "reason": "it got worse"})
         self.tally["rolled back"] += answer.is_success
         assert not answer.is_success or to in (None, answer.json()["champion"])
-        if unaware:
-            for update_id in self.updates(FIT_FOR["approve"]):
-                self.tell(update_id, "approve")
+
+    @act(6)
+    def approve_all(self) -> None:
+        """Somebody approves whatever waits, unaware that one approval makes the verdict on the next one stale."""
+        while self.workers:
+            self.finish(0)
+        for update_id in self.updates(FIT_FOR["approve"]):
+            self.tell(update_id, "approve")
 
     @act(
         3,
