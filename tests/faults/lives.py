@@ -180,6 +180,16 @@ class Lives(RuleBasedStateMachine):
         if successor and len(self.workers) < WORKERS:
             self.claim(1.0, steps=which % 3)
 
+    @act(7, stood=st.sampled_from([5, 5, 0, 1, 2, 3, 4]), steps=st.integers(0, 4))
+    def overtake(self, stood: int, steps: int) -> None:
+        """A worker falls silent, another takes over and gets so far; then the first one goes on to its end."""
+        while self.workers:
+            self.finish(0)
+        self.claim(1.0, steps=stood)
+        self.expire(0, sweep=True, successor=False)
+        self.claim(1.0, steps=steps)
+        self.finish(0)
+
     def go_on(self, worker: SteppedWorker, steps: int) -> None:
         """Steps as often as asked, or to the end."""
         for _ in range(steps):

@@ -23,9 +23,9 @@ Run = Callable[..., Counter[str]]
 # What must have happened in the long run, by the first words of the tally, and how often at least: a third or less of
 # what does, for lives resemble each other and counts vary widely.
 ENOUGH = {
-    "killed at": 15, "late alone": 8, "late after a successor": 6, "came with scores too late": 2,
-    "lease expired": 30, "cancel: ": 8, "cancel: training": 1, "approve: promoted": 8, "approve: verdict_stale": 2,
-    "reject: rejected": 1, "rolled back": 7, "scored again": 1, "ended failed": 4,
+    "killed at": 15, "late alone": 8, "late after a successor": 5, "came with scores too late": 2,
+    "lease expired": 20, "cancel: ": 8, "cancel: training": 1, "approve: promoted": 8, "approve: verdict_stale": 1,
+    "reject: rejected": 1, "rolled back": 7, "scored again": 1, "ended failed": 1,
 }  # fmt: skip
 
 
@@ -81,7 +81,6 @@ def test_no_life_of_a_few_steps_breaks_an_invariant(run: Run) -> None:
         "lease expired",
         "cancel: ",
         "approve: promoted",
-        "rolled back",
     ):
         assert happened(tally, what), f"these lives are too shallow: nothing {what}"
 
@@ -89,6 +88,6 @@ def test_no_life_of_a_few_steps_breaks_an_invariant(run: Run) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_no_long_life_breaks_an_invariant(run: Run) -> None:
-    tally = run(max_examples=20, stateful_step_count=60, print_blob=True)
+    tally = run(max_examples=18, stateful_step_count=60, print_blob=True)
     rare = {what: (happened(tally, what), least) for what, least in ENOUGH.items()}
     assert all(count >= least for count, least in rare.values()), f"these lives are too shallow: {rare}"
