@@ -13,7 +13,7 @@ JOBS ?= 2
 PYTEST_ARGS ?=
 UP_ARGS ?=
 DOCKER ?= docker
-# Two processes share the cores in `make test`; torch's own threads on top would only make them queue.
+# Two processes share the cores in the tests; torch's own threads on top would only make them queue.
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest
 
 .PHONY: help setup demo up test test-slow test-full lint format images clean
@@ -34,10 +34,10 @@ test: setup ## Run the tests that take seconds
 	@$(CD) $(PYTEST) -m "not slow" -n $(JOBS) $(PYTEST_ARGS)
 
 test-slow: setup ## Run only the tests that take longer
-	@$(CD) $(PYTEST) -m slow $(PYTEST_ARGS) || [ $$? -eq 5 ] # 5: none is marked slow, or none matches PYTEST_ARGS
+	@$(CD) $(PYTEST) -m slow -n $(JOBS) $(PYTEST_ARGS) || [ $$? -eq 5 ] # 5: none is marked slow, or none matches PYTEST_ARGS
 
 test-full: setup ## Run every test
-	@$(CD) $(PYTEST) $(PYTEST_ARGS)
+	@$(CD) $(PYTEST) -n $(JOBS) $(PYTEST_ARGS)
 
 lint: setup ## Check style, format, types and the arrows between packages
 	@$(CD) failed=(); \
