@@ -6,13 +6,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import httpx
+import psycopg
 import pytest
 import uvicorn
-from sqlalchemy import event, text
+from psycopg import sql
+from sqlalchemy import event, make_url, text
 
 from service.app import create_app
 from service.config import get_settings
@@ -22,12 +24,11 @@ from service.security import revoke_key
 from service.server import Server
 from service.updates import event_stream, hub, leases
 from service.updates.leases import Claim
+from tests.event_streams import Stream, listen
 from tests.scenes import World, make_client
 
-STREAM = {"Accept": "text/event-stream"}
 PATIENCE = 60.0
-CURRENT_DATABASE = text("SELECT current_database()")
-END_OTHER_CONNECTIONS = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND datname = current_database()"
+END_CONNECTIONS = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s"
 
 
 def until(condition: Callable[[], Any], *, what: str) -> None:
@@ -71,47 +72,11 @@ class Api:
         assert not self.thread.is_alive()
         return time.monotonic() - began
 
-    @contextmanager
-    def listen(self, update_id: str, *, after: int | None = None, **headers: str) -> Iterator["Stream"]:
+    def listen(
+        self, update_id: str, *, after: int | None = None, **headers: str
+    ) -> AbstractContextManager[Stream]:
         """Opens a stream."""
-        resume = {"Last-Event-ID": str(after)} if after is not None else {}
-        path = f"/v1/updates/{update_id}/events"
-        with self.client.stream("GET", path, headers={**STREAM, **resume, **headers}) as response:
-            yield Stream(response)
-
-
-class Stream:
-    """A stream as a client reads it, field by field."""
-
-    def __init__(self, response: httpx.Response) -> None:
-        self.response = response
-        self.comments: list[str] = []
-        self._lines = response.iter_lines() if response.status_code == 200 else iter(())
-
-    def messages(self) -> Iterator[dict[str, str]]:
-        """Yields messages until the stream ends; comments are put aside."""
-        message: dict[str, str] = {}
-        for line in self._lines:
-            if line.startswith(":"):
-                self.comments.append(line)
-                yield {"comment": line}
-            elif line:
-                name, value = line.split(": ", 1)
-                message[name] = value
-            elif message:
-                yield message
-                message = {}
-
-    def read(self, wanted: str) -> dict[str, str]:
-        """Reads on to the next message of a type."""
-        for message in self.messages():
-            if message.get("event") == wanted or wanted in message:
-                return message
-        raise AssertionError(f"the stream ended before '{wanted}'")
-
-    def rest(self) -> list[dict[str, str]]:
-        """Reads to the end; returns the events, progress and comments left out."""
-        return [message for message in self.messages() if "id" in message]
+        return listen(self.client, update_id, after=after, **headers)
 
 
 @pytest.fixture
@@ -386,18 +351,27 @@ def test_a_database_that_is_away_pauses_a_stream(
     update = world.request("one")["id"]
     with api.listen(update) as stream:
         stream.read("queued")
-        with engine_for(get_settings().database_url).connect() as connection:
-            name = connection.execution_options(isolation_level="AUTOCOMMIT").scalar(CURRENT_DATABASE)
-            connection.execute(text(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS false'))
-            try:
-                connection.execute(text(END_OTHER_CONNECTIONS))
-                seen = len(stream.comments)
-                until(lambda: "comment" in next(stream.messages()) and len(stream.comments) > seen + 30,
-                      what="comments while the database is away")  # fmt: skip
-            finally:
-                connection.execute(text(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true'))
+        with no_connections():
+            seen = len(stream.comments)
+            while len(stream.comments) < seen + 30:  # through some looks that fail
+                assert "comment" in next(stream.messages())
         world.ok(world.client.post(f"/v1/updates/{update}/cancel"))
         assert [message["event"] for message in stream.rest()] == ["cancelled"]
+
+
+@contextmanager
+def no_connections() -> Iterator[None]:
+    """Ends every connection to the database and lets nobody make another."""
+    url = make_url(get_settings().database_url)
+    elsewhere = url.set(database="postgres").render_as_string(hide_password=False)
+    with psycopg.connect(elsewhere, autocommit=True) as connection:
+        named = sql.Identifier(str(url.database))
+        connection.execute(sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS false").format(named))
+        connection.execute(END_CONNECTIONS, [url.database])
+        try:
+            yield
+        finally:
+            connection.execute(sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS true").format(named))
 
 
 @pytest.mark.parametrize(
