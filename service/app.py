@@ -25,6 +25,7 @@ from service.response_headers import ResponseHeaders
 from service.storage.routes import router as storage
 from service.tasks.routes import router as tasks
 from service.tracing import configure_tracing, telemetry_of_requests
+from service.updates.hub import get_hub
 from service.updates.routes import router as updates
 from service.version import VERSION
 
@@ -51,7 +52,7 @@ def create_app() -> FastAPI:
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
         separate_input_output_schemas=False,
         telemetry=telemetry_of_requests(),
-        lifespan=_bound_threads,
+        lifespan=_lifespan,
     )
     _add_middleware(app, get_settings())
     install_error_handlers(app)
@@ -65,10 +66,11 @@ def create_app() -> FastAPI:
 
 
 @asynccontextmanager
-async def _bound_threads(_app: FastAPI) -> AsyncIterator[None]:
+async def _lifespan(_app: FastAPI) -> AsyncIterator[None]:
     # Twice as many threads as turns: whoever holds a session finds one, and so do callers yet to be authenticated.
     current_default_thread_limiter().total_tokens = 2 * get_settings().database_pool_size
     yield
+    get_hub().close()
 
 
 def _add_middleware(app: FastAPI, settings: Settings) -> None:

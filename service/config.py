@@ -140,6 +140,14 @@ class Settings(BaseSettings):
         gt=0,
         description="how long a request waits for Redis to count it; then it passes uncounted",
     )
+    max_event_streams: int = Field(
+        default=500, ge=1, description="clients of an API process that may listen to updates' events at once"
+    )
+    event_stream_heartbeat_seconds: float = Field(
+        default=15.0,
+        gt=0,
+        description="after this long without an event a stream sends a comment, so that proxies keep it open",
+    )
     cors_origins: tuple[str, ...] = Field(
         default=(), description='origins whose pages may call the API, as JSON: ["https://…"]; default: none'
     )

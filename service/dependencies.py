@@ -90,6 +90,8 @@ LaterSessionDep = Annotated[Session, Depends(get_session, scope="function")]
 Reader = Annotated[Principal, Depends(requires(Scope.READ))]
 Ingester = Annotated[Principal, Depends(requires(Scope.INGEST))]
 Trainer = Annotated[Principal, Depends(requires(Scope.TRAIN))]
+Credentials = Annotated[HTTPAuthorizationCredentials, Security(bearer)]
+"""The key as it was sent, for a route that also asks for a principal and so has one."""
 Deployer = Annotated[Principal, Depends(requires(Scope.DEPLOY))]
 Admin = Annotated[Principal, Depends(requires(Scope.ADMIN))]
 

@@ -9,13 +9,13 @@ import hashlib
 import hmac
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import func, or_, select, text, update
+from sqlalchemy import Row, func, or_, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -30,6 +30,10 @@ MAX_OVERLAP = timedelta(days=30)
 OPERATOR = "command line"
 TENANT_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 KEY_FORMAT = re.compile(r"plm_([0-9a-f]{12})_([0-9a-f]{64})")
+FIND_KEYS = text("""
+    SELECT found.*, now() AS now
+    FROM (SELECT DISTINCT unnest(CAST(:prefixes AS text[]))) AS wanted (prefix), find_api_key(wanted.prefix) AS found
+""")
 
 
 class Scope(StrEnum):
@@ -181,29 +185,49 @@ def _record(
 
 def authenticate(raw_key: str) -> Principal:
     """Returns who the key belongs to. Raises `Unauthenticated` for an unknown, wrong, expired or revoked key."""
+    prefix, digest = _parts(raw_key)
+    with session_scope() as session:
+        row = session.execute(FIND_KEYS, {"prefixes": [prefix]}).one_or_none()
+    objection = _objection(row, digest)
+    if row is None or objection is not None:
+        raise _unauthenticated(objection or "The API key is not known.")
+    if row.last_used_at is None or row.now - row.last_used_at > LAST_USED_RESOLUTION:
+        _note_use(row.tenant_id, row.id)
+    return Principal(tenant=row.tenant_id, key_id=row.id, key_name=row.name, scopes=frozenset(row.scopes))
+
+
+def valid_keys(raw_keys: Collection[str]) -> set[str]:
+    """Returns, with one query, those of the keys that `authenticate` would let in now. All must look like keys."""
+    parts = {raw_key: _parts(raw_key) for raw_key in raw_keys}
+    with session_scope() as session:
+        rows = session.execute(FIND_KEYS, {"prefixes": [prefix for prefix, _ in parts.values()]})
+        found = {row.prefix: row for row in rows}
+    return {raw for raw, (prefix, digest) in parts.items() if _objection(found.get(prefix), digest) is None}
+
+
+def _parts(raw_key: str) -> tuple[str, bytes]:
+    """Returns prefix and hash of a key. Raises `Unauthenticated` for what is no key."""
     match = KEY_FORMAT.fullmatch(raw_key)
     if match is None:
         raise _unauthenticated("The API key does not look like 'plm_<prefix>_<secret>'.")
     prefix, secret = match.groups()
-    with session_scope() as session:
-        row = session.execute(
-            text("SELECT *, now() AS now FROM find_api_key(:prefix)"), {"prefix": prefix}
-        ).one_or_none()
-    digest = _hash(secret)
+    return prefix, _hash(secret)
+
+
+def _objection(row: Row[Any] | None, digest: bytes) -> str | None:
+    """Says why a key of this hash is not let in, given what `FIND_KEYS` found; None where it is."""
     # Both comparisons are always made, of a key that does not exist with hashes that nothing has.
     is_current = hmac.compare_digest(digest, bytes(row.secret_hash) if row else b"")
     is_previous = hmac.compare_digest(digest, bytes(row.previous_hash or b"") if row else b"")
     if row is None or not (is_current or is_previous):
-        raise _unauthenticated("The API key is not known.")
+        return "The API key is not known."
     if not is_current and row.previous_expires_at <= row.now:
-        raise _unauthenticated(f"The API key '{row.name}' was rotated; this is its old secret.")
+        return f"The API key '{row.name}' was rotated; this is its old secret."
     if row.revoked_at is not None:
-        raise _unauthenticated(f"The API key '{row.name}' was revoked.")
+        return f"The API key '{row.name}' was revoked."
     if row.expires_at is not None and row.expires_at <= row.now:
-        raise _unauthenticated(f"The API key '{row.name}' expired at {row.expires_at.isoformat()}.")
-    if row.last_used_at is None or row.now - row.last_used_at > LAST_USED_RESOLUTION:
-        _note_use(row.tenant_id, row.id)
-    return Principal(tenant=row.tenant_id, key_id=row.id, key_name=row.name, scopes=frozenset(row.scopes))
+        return f"The API key '{row.name}' expired at {row.expires_at.isoformat()}."
+    return None
 
 
 def pepper_is_the_default() -> bool:

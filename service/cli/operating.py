@@ -73,6 +73,7 @@ def api(
     from service.config import get_settings
     from service.embedded.ports import open_listener
     from service.logs import configure_logging
+    from service.server import Server
 
     get_settings()  # a bad setting is told here, before anything listens
     configure_logging()
@@ -87,7 +88,7 @@ def api(
     )
     if fd is None:
         typer.echo(f"The API listens on {host} port {listener.getsockname()[1]}.", err=True)
-    server = uvicorn.Server(config)
+    server = Server(config)
     server.run(sockets=[listener])
     if not server.started:
         raise typer.Exit(1)

@@ -5,12 +5,14 @@ import time
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 UNMATCHED = "unmatched"
 API_PREFIX = "/v1"
+EVENT_STREAM = "text/event-stream"
 
 registry = CollectorRegistry()
 ProcessCollector(registry=registry)
@@ -30,7 +32,7 @@ durations = Histogram(
 
 
 class RequestMetrics:
-    """ASGI middleware: counts and times every request."""
+    """ASGI middleware: counts every request and times those that are answered once, not as long as there are events."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -40,12 +42,13 @@ class RequestMetrics:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        status, began = 500, time.perf_counter()
+        status, streams, began = 500, False, time.perf_counter()
 
         async def noting(message: Message) -> None:
-            nonlocal status
+            nonlocal status, streams
             if message["type"] == "http.response.start":
                 status = message["status"]
+                streams = Headers(raw=message["headers"]).get("content-type", "").startswith(EVENT_STREAM)
             await send(message)
 
         try:
@@ -53,7 +56,8 @@ class RequestMetrics:
         finally:
             method, route = _method(scope), route_template(scope)
             requests.labels(method, route, status).inc()
-            durations.labels(method, route).observe(time.perf_counter() - began)
+            if not streams:
+                durations.labels(method, route).observe(time.perf_counter() - began)
 
 
 def route_template(scope: Scope) -> str:

@@ -2,10 +2,22 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Query, Response
+from fastapi import APIRouter, Path, Query, Request, Response
 from sqlalchemy import select
+from sqlalchemy.orm import Session
+from starlette.concurrency import run_in_threadpool
 
-from service.dependencies import Deployer, Page, PageDep, Reader, SessionDep, Trainer, page_of
+from service.dependencies import (
+    Credentials,
+    Deployer,
+    Page,
+    PageDep,
+    PageRequest,
+    Reader,
+    SessionDep,
+    Trainer,
+    page_of,
+)
 from service.errors import problem_responses
 from service.idempotency import IdempotencyDep
 from service.models import Update, UpdateEvent, UpdateState
@@ -13,6 +25,7 @@ from service.registry.queries import get_model, task_names
 from service.schemas import NAME_PATTERN, ModelPath, UpdatePath
 from service.updates import commands, queries
 from service.updates.catalogue import require_strategy, strategies
+from service.updates.event_stream import EVENT_STREAM_RESPONSES, EventStream, LastEventId, wants_stream
 from service.updates.schemas import Decision, EventRead, StrategyInfo, StrategyList, UpdateCreate, UpdateRead
 
 router = APIRouter(tags=["Updates"])
@@ -78,13 +91,41 @@ def read_update(update: UpdatePath, _principal: Reader, session: SessionDep) -> 
     return queries.describe_update(session, update=queries.get_update(session, update_id=update))
 
 
-@router.get("/updates/{update}/events", summary="Read an update's events")
-def list_events(
-    update: UpdatePath, _principal: Reader, session: SessionDep, page: PageDep
-) -> Page[EventRead]:
-    """Lists every change of the update's state, oldest first."""
-    row = queries.get_update(session, update_id=update)
-    statement = select(UpdateEvent).where(UpdateEvent.update_id == row.id)
+@router.get(
+    "/updates/{update}/events",
+    summary="Read an update's events, or listen to them",
+    response_model=Page[EventRead],
+    responses=EVENT_STREAM_RESPONSES,
+)
+async def list_events(
+    update: UpdatePath,
+    principal: Reader,
+    credentials: Credentials,
+    session: SessionDep,
+    page: PageDep,
+    request: Request,
+    response: Response,
+    last_event_id: LastEventId = None,
+) -> Page[EventRead] | Response:
+    """Lists every change of the update's state, oldest first.
+
+    With `Accept: text/event-stream` the answer is a stream of server-sent events instead: those that were and those to come
+    (`id`, `event` = type, `data` = the event as in the list), `progress` of the active update in between (no `id`, at most
+    one a second), and its end after the event that ends the update. After a break, `Last-Event-ID` resumes it.
+    """
+    response.headers["Vary"] = "Accept"
+    row = await run_in_threadpool(queries.get_update, session, update_id=update)
+    if not wants_stream(request):
+        return await run_in_threadpool(_page_of_events, session, update=row, page=page)
+    if last_event_id is not None and await run_in_threadpool(
+        queries.has_ended, session, update=row, after=last_event_id
+    ):
+        return Response(status_code=204, headers={"Vary": "Accept"})  # which tells clients to come no more
+    return EventStream((principal.tenant, row.id), api_key=credentials.credentials, after=last_event_id or 0)
+
+
+def _page_of_events(session: Session, *, update: Update, page: PageRequest) -> Page[EventRead]:
+    statement = select(UpdateEvent).where(UpdateEvent.update_id == update.id)
     events, cursor = page.select(session, statement, key=UpdateEvent.id)
     read = [EventRead(id=event.id, type=event.type, data=event.data, at=event.at) for event in events]
     return Page[EventRead](**page_of(read, cursor))
