@@ -19,12 +19,12 @@ Turns = NDArray[np.int8]
 Counts = NDArray[np.int64]
 
 
-class ScoredBits(NamedTuple):
-    """Which examples of an eval set one version had right: a bit each, as `outcomes.pack` stores them."""
+class ScoredSet(NamedTuple):
+    """Which examples of an eval set versions had right: of each version a bit per example, as `outcomes.pack` stores them."""
 
-    version: int
     example_ids: Ids
-    correct: bytes
+    versions: list[int]
+    correct: list[bytes]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -62,29 +62,34 @@ class FlipHistory:
         return [int(version) for version in self.versions[self.turns[:, column] == sign]]
 
 
-def flip_history(versions: Sequence[int], scored: Iterable[ScoredBits]) -> FlipHistory:
+def flip_history(versions: Sequence[int], scored: Iterable[ScoredSet]) -> FlipHistory:
     """Returns how one task's examples turned along a lineage, oldest version first.
 
     Every answer is compared with the nearest earlier one of the lineage: a version that was not scored on an
     example is passed over. An example that a version was scored on in several eval sets counts once.
     """
-    rows = list(scored)
-    ids = np.unique(np.concatenate([row.example_ids for row in rows])) if rows else np.zeros(0, np.int64)
+    sets = list(scored)
+    ids = np.unique(np.concatenate([np.zeros(0, np.int64), *(one.example_ids for one in sets)]))
     answered = np.full((len(versions), ids.size), UNANSWERED, dtype=np.int8)
     row_of = {version: row for row, version in enumerate(versions)}
-    for version, example_ids, correct in rows:
-        bits = np.unpackbits(np.frombuffer(correct, dtype=np.uint8), count=example_ids.size)
-        answered[row_of[version], np.searchsorted(ids, example_ids)] = bits
+    for example_ids, scored_versions, correct in sets:
+        packed = np.frombuffer(b"".join(correct), dtype=np.uint8).reshape(len(correct), -1)
+        rows = np.array([row_of[version] for version in scored_versions])
+        bits = np.unpackbits(packed, axis=1, count=example_ids.size)
+        answered[np.ix_(rows, np.searchsorted(ids, example_ids))] = bits
     turns, compared = _turns(answered)
     return FlipHistory(np.asarray(versions, dtype=np.int64), ids, turns, compared)
 
 
 def _turns(answered: Answered) -> tuple[Turns, Counts]:
     """Each answer less the nearest earlier one of its column, 0 where there is none; and how many had one."""
-    versions = np.arange(len(answered))[:, None]
-    newest = np.maximum.accumulate(np.where(answered == UNANSWERED, -1, versions), axis=0)
-    before = np.vstack([np.full_like(newest[:1], -1), newest[:-1]])  # row of the nearest earlier answer
-    comparable = (answered != UNANSWERED) & (before >= 0)
-    earlier = np.take_along_axis(answered, np.maximum(before, 0), axis=0)
-    turns = np.where(comparable, answered - earlier, 0).astype(np.int8)
-    return turns, comparable.sum(axis=0, dtype=np.int64)
+    turns = np.zeros_like(answered)
+    compared = np.zeros(answered.shape[1], dtype=np.int64)
+    newest = np.full(answered.shape[1], UNANSWERED, dtype=np.int8)
+    for answers, turn in zip(answered, turns, strict=True):
+        given = answers != UNANSWERED
+        comparable = given & (newest != UNANSWERED)
+        np.subtract(answers, newest, out=turn, where=comparable)
+        np.copyto(newest, answers, where=given)
+        compared += comparable
+    return turns, compared

@@ -8,7 +8,7 @@ from sqlalchemy import func, literal, select
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Session
 
-from service.evaluations.flip_history import FlipHistory, ScoredBits, flip_history
+from service.evaluations.flip_history import FlipHistory, ScoredSet, flip_history
 from service.evaluations.outcomes import Outcomes, PackedOutcomes, carried_scores, mean_score, unpack
 from service.models import EvalSet, Model, Score
 
@@ -96,18 +96,20 @@ def load_flip_histories(
     """
     wanted = list(task_ids)
     rows = session.execute(
-        select(Score.task_id, Score.eval_set_id, Score.version, Score.correct)
-        .where(Score.model_id == model.id, Score.version.in_(lineage), Score.task_id.in_(wanted))
-        .order_by(Score.created_at, Score.eval_set_id)
+        select(Score.task_id, Score.eval_set_id, Score.version, Score.correct).where(
+            Score.model_id == model.id, Score.version.in_(lineage), Score.task_id.in_(wanted)
+        )
     ).all()
-    sets = session.execute(
+    ids = session.execute(
         select(EvalSet.id, EvalSet.example_ids).where(EvalSet.id.in_({row.eval_set_id for row in rows}))
     )
-    ids = {eval_set_id: np.asarray(example_ids, dtype=np.int64) for eval_set_id, example_ids in sets}
-    scored: dict[str, list[ScoredBits]] = {task_id: [] for task_id in wanted}
-    for row in rows:
-        scored[row.task_id].append(ScoredBits(row.version, ids[row.eval_set_id], row.correct))
-    return {task_id: flip_history(lineage, bits) for task_id, bits in scored.items()}
+    sets = {set_id: ScoredSet(np.asarray(example_ids, dtype=np.int64), [], []) for set_id, example_ids in ids}
+    scored: dict[str, dict[str, ScoredSet]] = {task_id: {} for task_id in wanted}
+    for task_id, set_id, version, correct in rows:
+        one = scored[task_id].setdefault(set_id, sets[set_id])
+        one.versions.append(version)
+        one.correct.append(correct)
+    return {task_id: flip_history(lineage, of_task.values()) for task_id, of_task in scored.items()}
 
 
 def _union(earlier: Outcomes, later: Outcomes) -> Outcomes:

@@ -4,13 +4,13 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.evaluations.flip_history import FlipHistory, ScoredBits, flip_history
+from service.evaluations.flip_history import FlipHistory, ScoredSet, flip_history
 
 
-def scored(version: int, answers: dict[int, int]) -> ScoredBits:
+def scored(version: int, answers: dict[int, int]) -> ScoredSet:
     """One version's row: right (1) or wrong (0) by example id."""
     bits = np.packbits(np.array(list(answers.values()), dtype=np.uint8))
-    return ScoredBits(version, np.array(list(answers), dtype=np.int64), bits.tobytes())
+    return ScoredSet(np.array(list(answers), dtype=np.int64), [version], [bits.tobytes()])
 
 
 def test_flips_are_counted_against_the_version_before() -> None:
@@ -48,6 +48,13 @@ def test_an_example_that_was_scored_in_two_eval_sets_counts_once() -> None:
     history = flip_history([1, 2], [scored(1, {4: 1}), scored(2, {4: 0}), scored(2, {4: 0, 5: 1})])
     assert history.negative.tolist() == [1, 0]
     assert history.compared.tolist() == [1, 0]
+
+
+def test_versions_that_were_scored_on_the_same_set_may_come_together() -> None:
+    ids = np.array([3, 5], dtype=np.int64)
+    both = ScoredSet(ids, [2, 1], [bytes([0b0100_0000]), bytes([0b1000_0000])])
+    assert flip_history([1, 2], [both]).negative.tolist() == [1, 0]
+    assert flip_history([1, 2], [both]).positive.tolist() == [0, 1]
 
 
 def test_without_scores_there_is_no_history() -> None:
