@@ -133,12 +133,11 @@ class PageRequest(BaseModel):
         return rows, encode_cursor(getattr(rows[-1], key.key))
 
 
-def get_page_request(
-    limit: Annotated[int, Query(ge=1, le=500, description="How many rows at most")] = 50,
-    cursor: Annotated[
-        str | None, Query(max_length=64, description="`next_cursor` of the page before")
-    ] = None,
-) -> PageRequest:
+Limit = Annotated[int, Query(ge=1, le=500, description="How many rows at most")]
+Cursor = Annotated[str | None, Query(max_length=64, description="`next_cursor` of the page before")]
+
+
+def get_page_request(limit: Limit = 50, cursor: Cursor = None) -> PageRequest:
     """Reads `?limit=&cursor=`."""
     return PageRequest(limit=limit, after=decode_cursor(cursor) if cursor is not None else None)
 
@@ -148,21 +147,39 @@ PageDep = Annotated[PageRequest, Depends(get_page_request)]
 
 def encode_cursor(key: int) -> str:
     """Returns the opaque form of a row's key."""
-    return base64.urlsafe_b64encode(str(key).encode()).decode().rstrip("=")
+    return opaque_cursor(str(key))
 
 
 def decode_cursor(cursor: str) -> int:
     """Returns the key inside a cursor. Raises `Unprocessable` for one this service did not make."""
     try:
-        key = int(base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True))
-    except (binascii.Error, ValueError):
-        key = -1
+        key = int(read_cursor(cursor))
+    except ValueError:
+        raise invalid_cursor() from None
     if not 0 <= key < 2**63:
-        raise Unprocessable(
-            "`cursor` is not one this service gave out; leave it away to start from the beginning.",
-            code="invalid_cursor", param="cursor",
-        )  # fmt: skip
+        raise invalid_cursor()
     return key
+
+
+def opaque_cursor(position: str) -> str:
+    """Returns the opaque form of a position in a list."""
+    return base64.urlsafe_b64encode(position.encode()).decode().rstrip("=")
+
+
+def read_cursor(cursor: str) -> str:
+    """Returns the position inside a cursor. Raises `Unprocessable` for what is no cursor at all."""
+    try:
+        return base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True).decode()
+    except (binascii.Error, ValueError):
+        raise invalid_cursor() from None
+
+
+def invalid_cursor() -> Unprocessable:
+    """The error for a cursor that this service did not make, or made for another list."""
+    return Unprocessable(
+        "`cursor` is not one this service gave out; leave it away to start from the beginning.",
+        code="invalid_cursor", param="cursor",
+    )  # fmt: skip
 
 
 def page_of(rows: list[Any], next_cursor: str | None) -> dict[str, Any]:

@@ -6,6 +6,7 @@ A turn is taken once the request's body is here, and never while a socket waits.
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from functools import lru_cache
 from typing import Annotated
 
@@ -56,6 +57,17 @@ async def get_turn() -> AsyncIterator[Turn]:
     turn = Turn(_limiter(asyncio.get_running_loop()))
     try:
         yield turn
+    finally:
+        turn.give_back()
+
+
+@asynccontextmanager
+async def in_turn() -> AsyncIterator[None]:
+    """Holds a turn of its own, for one piece of an answer that is sent in pieces. Raises `Unavailable`."""
+    turn = Turn(_limiter(asyncio.get_running_loop()))
+    await turn.take()
+    try:
+        yield
     finally:
         turn.give_back()
 

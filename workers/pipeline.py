@@ -363,6 +363,7 @@ def _provenance(plan: Plan, result: TrainResult) -> dict[str, Any]:
         "device": result.device,
         "base_model": plan.request.base.name,
         "base_revision": plan.request.base.revision,
+        "replay": plan.request.lineage["replay"],
     }
 
 

@@ -6,6 +6,7 @@ from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -17,6 +18,7 @@ from service.errors import ServiceError
 from service.examples.queries import StoredExample, fresh_rows, rows_by_id
 from service.models import Model, Task, Update, Version, VersionTask
 from service.registry.queries import get_champion, get_version, require_artifact
+from service.replay.boosts import flip_boost
 from service.replay.queries import read_buffer
 from service.tracing import traced
 from service.updates.catalogue import strategies
@@ -92,12 +94,12 @@ def prepare_update(claim: Claim, *, work: Path) -> Plan:
             raise NothingToLearn(
                 f"Version {parent.number} has learnt every row of this update's tasks already; add examples or set relearn: true."
             )
-        _write_buffer(
+        replay = _write_buffer(
             session, model=model, update=update, parent=parent, path=work / "replay.ndjson", ids=trained_on
         )
     return Plan(
         model=model, update=update, parent=parent, slices=tuple(slices), trained_on=array("q", set(trained_on)),
-        request=_train_request(model, update, parent, slices, labels, work),
+        request=_train_request(model, update, parent, slices, labels, replay, work),
     )  # fmt: skip
 
 
@@ -157,12 +159,18 @@ def _everything(
 
 def _write_buffer(
     session: Session, *, model: Model, update: Update, parent: Version, path: Path, ids: "array[int]"
-) -> None:
+) -> dict[str, Any]:
+    """Writes the replay buffer, and returns what the version is to say of how it was shared out."""
     if strategies()[update.strategy].starts_from == "base":
         write_rows(path, [], names={})
-        return
-    buffer = read_buffer(session, model=model, lineage=parent.lineage, cut=update.cut)
+        return {}
+    lineage, weights, replay = parent.lineage, None, dict(update.replay)
+    if replay["boost"] == "flips":
+        boost = flip_boost(session, model=model, lineage=lineage, cut=update.cut)
+        weights, replay["boosted"] = boost.weights, boost.record()
+    buffer = read_buffer(session, model=model, lineage=lineage, cut=update.cut, weights=weights)
     write_rows(path, rows_by_id(session, buffer.example_ids), names=_names(session, model), ids=ids)
+    return replay | {"capacity": model.replay["capacity"]}
 
 
 def _names(session: Session, model: Model) -> dict[str, str]:
@@ -193,8 +201,9 @@ def write_rows(
 
 
 def _train_request(
-    model: Model, update: Update, parent: Version, slices: Sequence[TaskSlice], labels: set[str], work: Path
-) -> TrainRequest:
+    model: Model, update: Update, parent: Version, slices: Sequence[TaskSlice], labels: set[str],
+    replay: dict[str, Any], work: Path,
+) -> TrainRequest:  # fmt: skip
     known = list(parent.labels)
     adapter = dict(model.adapter)
     if isinstance(adapter["target_modules"], list):
@@ -222,6 +231,7 @@ def _train_request(
             "tasks": {
                 piece.name: {"after_batch": piece.after, "up_to_batch": piece.up_to} for piece in slices
             },
+            "replay": replay,
         },
     )
 

@@ -8,6 +8,7 @@ from sqlalchemy import func, literal, select
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Session
 
+from service.evaluations.flip_history import FlipHistory, ScoredSet, flip_history
 from service.evaluations.outcomes import Outcomes, PackedOutcomes, carried_scores, mean_score, unpack
 from service.models import EvalSet, Model, Score
 
@@ -84,6 +85,31 @@ def load_outcomes(
         pair = (score.version, score.task_id)
         found[pair] = outcomes if pair not in found else _union(found[pair], outcomes)
     return found
+
+
+def load_flip_histories(
+    session: Session, *, model: Model, lineage: Sequence[int], task_ids: Iterable[str]
+) -> dict[str, FlipHistory]:
+    """Returns how the eval examples of these tasks turned along a lineage, by task id.
+
+    Reads a bit per answer, and the ids of every eval set once however many versions were scored on it.
+    """
+    wanted = list(task_ids)
+    rows = session.execute(
+        select(Score.task_id, Score.eval_set_id, Score.version, Score.correct).where(
+            Score.model_id == model.id, Score.version.in_(lineage), Score.task_id.in_(wanted)
+        )
+    ).all()
+    ids = session.execute(
+        select(EvalSet.id, EvalSet.example_ids).where(EvalSet.id.in_({row.eval_set_id for row in rows}))
+    )
+    sets = {set_id: ScoredSet(np.asarray(example_ids, dtype=np.int64), [], []) for set_id, example_ids in ids}
+    scored: dict[str, dict[str, ScoredSet]] = {task_id: {} for task_id in wanted}
+    for task_id, set_id, version, correct in rows:
+        one = scored[task_id].setdefault(set_id, sets[set_id])
+        one.versions.append(version)
+        one.correct.append(correct)
+    return {task_id: flip_history(lineage, of_task.values()) for task_id, of_task in scored.items()}
 
 
 def _union(earlier: Outcomes, later: Outcomes) -> Outcomes:

@@ -54,6 +54,7 @@ class Update(OwnedByTenant, Base):
     strategy: Mapped[str]
     parameters: Mapped[dict[str, Any]]
     training: Mapped[dict[str, Any]]
+    replay: Mapped[dict[str, Any]] = mapped_column(server_default='{"boost": "none"}')
     parent: Mapped[str]  # "champion" or a version number
     relearn: Mapped[bool]
     promotion: Mapped[str]

@@ -69,12 +69,19 @@ class Buffer:
 
 
 def read_buffer(
-    session: Session, *, model: Model, lineage: Sequence[int], cut: int, capacity: int | None = None
+    session: Session,
+    *,
+    model: Model,
+    lineage: Sequence[int],
+    cut: int,
+    capacity: int | None = None,
+    weights: Mapping[str, int] | None = None,
 ) -> Buffer:
     """Returns the buffer that the last version of `lineage` hands on, as seen at the data cut.
 
+    Strata share it equally, or by their `weights` (see `quotas.water_fill`).
     Costs O(M) for a buffer of M rows, whatever the table's size and however many ancestors taught a stratum:
-    every stratum is read by index up to an equal share, and only those that can fill more are read further.
+    every stratum is read by index up to its share, and only those that can fill more are read further.
     """
     budget = int(model.replay["capacity"]) if capacity is None else capacity
     teachers = _teachers(session, model=model, lineage=lineage)
@@ -82,21 +89,27 @@ def read_buffer(
         return Buffer(entries=(), strata=len(teachers))
     admissions = _Admissions(session, model=model, cut=cut, teachers=teachers)
     found: dict[str, list[Candidate]] = {}
-    depths = wanted = dict.fromkeys(teachers, budget // len(teachers) + 1)
+    shares = water_fill(budget, dict.fromkeys(teachers, budget), weights)
+    depths = wanted = {stratum: share + 1 for stratum, share in shares.items()}
     while wanted:
         found |= admissions.lowest(wanted)
         # What a stratum read to its full depth holds beyond is unknown; were it endless, its quota would be this.
         endless = {s: budget + 1 if len(found[s]) >= depths[s] else len(found[s]) for s in found}
-        quotas = water_fill(budget, endless)
+        quotas = water_fill(budget, endless, weights)
         wanted = {stratum: quotas[stratum] for stratum in found if quotas[stratum] > depths[stratum]}
         depths = depths | wanted
-    chosen = select([candidate for rows in found.values() for candidate in rows], budget)
+    chosen = select([candidate for rows in found.values() for candidate in rows], budget, weights)
     return Buffer(entries=tuple(chosen), strata=len(teachers))
 
 
 def count_strata(session: Session, *, model: Model, lineage: Sequence[int]) -> int:
     """Returns how many strata the lineage has taught: a buffer with fewer slots must leave some out."""
-    return len(_teachers(session, model=model, lineage=lineage))
+    return len(taught_strata(session, model=model, lineage=lineage))
+
+
+def taught_strata(session: Session, *, model: Model, lineage: Sequence[int]) -> list[str]:
+    """Returns the strata that the lineage has taught, by name."""
+    return list(_teachers(session, model=model, lineage=lineage))
 
 
 def _teachers(session: Session, *, model: Model, lineage: Sequence[int]) -> dict[str, list[int]]:

@@ -10,7 +10,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from hashlib import blake2b
+from heapq import heapify, heappop, heappush
 from typing import Literal
 
 ReplayPolicy = Literal["reservoir", "balanced", "weighted", "herding"]
@@ -18,6 +20,9 @@ ReplayPolicy = Literal["reservoir", "balanced", "weighted", "herding"]
 # (k + 1/2) / 2^52 is exact in a float and never rounds to 0 or 1; with 53 bits the top value would be 1.
 _PRIORITY_BITS = 52
 _BELOW_ONE = math.nextafter(1.0, 0.0)
+
+PLAIN_WEIGHT = 1000
+"""The weight of a stratum that nothing favours: weights are whole thousandths, so that quotas are exact."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,32 +89,78 @@ def herding_priority(rank: int, size: int) -> float:
     return rank / (size + 1)
 
 
-def water_fill(capacity: int, sizes: Mapping[str, int]) -> dict[str, int]:
-    """Returns a quota for each stratum, as equal as sizes allow, summing to min(capacity, all rows).
+def water_fill(
+    capacity: int, sizes: Mapping[str, int], weights: Mapping[str, int] | None = None
+) -> dict[str, int]:
+    """Returns a quota for each stratum, as near to its weight's share as sizes allow, summing to min(capacity, all rows).
 
-    Strata smaller than an equal share keep all their rows and give the rest of their share away. Slots that
-    cannot be shared out equally go to the first strata by name, also where there are fewer slots than strata.
-    More capacity never lowers a quota. Raises ValueError for a negative capacity or size.
+    Without `weights` (1 or more; a stratum without one has `PLAIN_WEIGHT`) all shares are equal. Slots go out one by one,
+    each to the stratum with rows left whose next slot, q + 1, is least by its weight; the first by name where several
+    are. (That is D'Hondt's rule of apportionment.) So strata smaller than their share keep all their rows and give the
+    rest of it away, and more capacity never lowers a quota. Raises ValueError for a negative capacity or size, or a
+    weight below 1.
     """
     if capacity < 0 or any(size < 0 for size in sizes.values()):
         raise ValueError("capacity and stratum sizes must not be negative")
-    quotas: dict[str, int] = {}
-    left = capacity
-    names = sorted(sizes, key=lambda name: sizes[name])
-    level = 0
-    for position, name in enumerate(names):
-        level = left // (len(names) - position)
-        if sizes[name] > level:
-            break
-        quotas[name] = sizes[name]
-        left -= sizes[name]
-    unfilled = sorted(name for name in sizes if name not in quotas)
-    extra = left - level * len(unfilled)
-    quotas.update({name: level + (place < extra) for place, name in enumerate(unfilled)})
+    weight = {name: (weights or {}).get(name, PLAIN_WEIGHT) for name in sizes}
+    if any(value < 1 for value in weight.values()):
+        raise ValueError("stratum weights must be 1 or more")
+    quotas = _whole_shares(capacity, sizes, weight)
+    left = min(capacity, sum(sizes.values())) - sum(quotas.values())
+    waiting = [_claim(name, quotas[name], weight[name]) for name in sizes if quotas[name] < sizes[name]]
+    heapify(waiting)
+    for _ in range(left):
+        _, name = heappop(waiting)
+        quotas[name] += 1
+        if quotas[name] < sizes[name]:
+            heappush(waiting, _claim(name, quotas[name], weight[name]))
     return {name: quotas[name] for name in sorted(sizes)}
 
 
-def select(candidates: Iterable[Candidate], capacity: int) -> list[Candidate]:
+def _whole_shares(capacity: int, sizes: Mapping[str, int], weight: Mapping[str, int]) -> dict[str, int]:
+    """The slots that the rule surely hands out: shares of the continuous water level, rounded down.
+
+    All that remain are fewer than there are strata.
+    """
+    left, weights_left = capacity, sum(weight.values())
+    shares: dict[str, int] = {}
+    names = sorted(sizes, key=lambda name: Fraction(sizes[name], weight[name]))
+    for position, name in enumerate(names):
+        if sizes[name] * weights_left > left * weight[name]:
+            return shares | {rest: left * weight[rest] // weights_left for rest in names[position:]}
+        shares[name] = sizes[name]
+        left -= sizes[name]
+        weights_left -= weight[name]
+    return shares
+
+
+def _claim(name: str, quota: int, weight: int) -> tuple[Fraction, str]:
+    return Fraction(quota + 1, weight), name
+
+
+def flip_weights(strata: Iterable[str], flips: Mapping[str, tuple[int, int]]) -> dict[str, int]:
+    """Returns each stratum's weight for `water_fill` under the boost by negative flips, in thousandths.
+
+    `flips` tells of a stratum's eval examples how often one turned wrong along the lineage, and of how many
+    comparisons of a version's answer with the one before; their ratio is the stratum's negative flip rate r (Yan et al.
+    2021, arXiv 2011.09161). A stratum that it does not name has r = 0. With r̄ the mean of r over all `strata`,
+
+        w = 1 + r / r̄
+
+    and w = 1 everywhere where nothing flipped. The weights' mean is 2, so that half of the slots are shared
+    equally and half in proportion to the rates, however long the lineage is; no stratum falls below half of an equal
+    share. Train rows are rehearsed for the eval rows of their stratum that flipped: those are never trained on.
+    """
+    rates = {name: flips[name][0] / flips[name][1] if flips.get(name, (0, 0))[1] else 0.0 for name in strata}
+    total = math.fsum(rates.values())  # exactly rounded, whatever the order
+    if total == 0:
+        return dict.fromkeys(rates, PLAIN_WEIGHT)
+    return {name: round(PLAIN_WEIGHT * (1 + len(rates) * rate / total)) for name, rate in rates.items()}
+
+
+def select(
+    candidates: Iterable[Candidate], capacity: int, weights: Mapping[str, int] | None = None
+) -> list[Candidate]:
     """Returns the buffer: for each stratum the candidates of lowest priority, up to its water-filled quota.
 
     An example offered more than once (learnt again by a later version) counts once, at its lowest priority.
@@ -123,7 +174,7 @@ def select(candidates: Iterable[Candidate], capacity: int) -> list[Candidate]:
     strata: dict[str, list[Candidate]] = {}
     for candidate in best.values():
         strata.setdefault(candidate.stratum, []).append(candidate)
-    quotas = water_fill(capacity, {name: len(members) for name, members in strata.items()})
+    quotas = water_fill(capacity, {name: len(members) for name, members in strata.items()}, weights)
     return [
         member
         for name, quota in quotas.items()

@@ -1,8 +1,7 @@
-"""Reads behind the reports: scores and flips of a lineage, never a model run again."""
+"""Reads behind the reports: the scores of a lineage, never a model run again."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from sqlalchemy import ARRAY, BigInteger, any_, func, literal, select
 from sqlalchemy.orm import Session
@@ -11,16 +10,14 @@ from service.dependencies import PageRequest, encode_cursor
 from service.errors import NotFound
 from service.evaluations.gate import Role, Verdict, from_json
 from service.evaluations.metrics import LearntAt, Matrix, best_earlier_score, summarise
-from service.evaluations.outcomes import NO_LABEL, Outcomes, Paired, flips, graded_interval, mean_score, pair
+from service.evaluations.outcomes import Outcomes, Paired, flips, graded_interval, mean_score, pair
 from service.evaluations.queries import load_outcomes, score_matrix, stored_scores
 from service.examples.queries import public_id
 from service.models import Example, Model, Task, Update, Version, VersionTask
 from service.registry.queries import get_champion, get_model, get_version
+from service.reports.answers import Answers, named_tasks
 from service.reports.forgetting import PairedOutcome, TaskEvidence, forgetting_report, update_report
-from service.reports.schemas import Answer, Flip, FlipPage, ForgettingReport, Outcome, UpdateReport
-from service.tasks.queries import get_task
-
-Kind = Literal["negative", "positive"]
+from service.reports.schemas import ForgettingReport, Outcome, UpdateReport
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,52 +189,30 @@ def _paired(both: Paired | None) -> PairedOutcome | None:
     )
 
 
-def list_flips(
-    session: Session,
-    *,
-    model: str,
-    version: int,
-    against: int | None,
-    task: str | None,
-    kind: Kind | None,
-    page: PageRequest,
-) -> FlipPage:
-    """Returns the very examples on which a version differs from another one (its parent by default).
-
-    Erased examples are gone from the list; their share in the counts remains.
-    """
-    row = get_model(session, model=model)
-    after = get_version(session, model=row, version=version)
-    before = get_version(session, model=row, version=against if against is not None else after.parent or 0)
-    tasks = [get_task(session, model=row, task=task)] if task is not None else _live_tasks(session, model=row)
-    names = {entry.id: entry.name for entry in tasks}
-    outcomes = load_outcomes(session, model=row, versions={before.number, after.number}, task_ids=list(names))
-    flipped = _flipped(outcomes, before=before.number, after=after.number, names=names, kind=kind)
-    examples = _page_of(session, ids=flipped, page=page)
-    shown = examples[: page.limit]
-    more = len(examples) > page.limit
-    answers = _Answers(outcomes, before=before, after=after)
-    return FlipPage(
-        model=row.name, before=before.number, after=after.number,
-        data=[answers.flip(example, names=names, kind=flipped[example.id]) for example in shown],
-        has_more=more, next_cursor=encode_cursor(shown[-1].id) if more else None,
-    )  # fmt: skip
-
-
 def list_outcomes(
     session: Session, *, model: str, version: int, task: str | None, page: PageRequest
 ) -> tuple[list[Outcome], str | None]:
     """Returns what a version answered on its eval examples, by example; and the cursor of the next page."""
     row = get_model(session, model=model)
     found = get_version(session, model=row, version=version)
-    tasks = [get_task(session, model=row, task=task)] if task is not None else _live_tasks(session, model=row)
-    names = {entry.id: entry.name for entry in tasks}
+    names = named_tasks(session, model=row, task=task)
     outcomes = load_outcomes(session, model=row, versions=[found.number], task_ids=list(names))
     scored = sorted(int(example) for answers in outcomes.values() for example in answers.example_ids)
     examples = _page_of(session, ids=scored, page=page)
-    answers = _Answers(outcomes, before=found, after=found)
-    data = [answers.outcome(example, names=names) for example in examples[: page.limit]]
+    answers = Answers(outcomes)
+    data = [
+        _outcome(example, answers=answers, version=found, names=names) for example in examples[: page.limit]
+    ]
     return data, encode_cursor(examples[page.limit - 1].id) if len(examples) > page.limit else None
+
+
+def _outcome(example: Example, *, answers: Answers, version: Version, names: Mapping[str, str]) -> Outcome:
+    answer = answers.answer(version, example)
+    return Outcome(
+        task=names[example.task_id], id=public_id(example), content=example.content, expected=example.label,
+        predicted=answer.label, confidence=answer.confidence, score=answer.score,
+        correct=answers.correct(version, example),
+    )  # fmt: skip
 
 
 def _page_of(session: Session, *, ids: Iterable[int], page: PageRequest) -> Sequence[Example]:
@@ -249,72 +224,3 @@ def _page_of(session: Session, *, ids: Iterable[int], page: PageRequest) -> Sequ
         .order_by(Example.id)
         .limit(page.limit + 1)
     ).all()
-
-
-def _live_tasks(session: Session, *, model: Model) -> Sequence[Task]:
-    return session.scalars(select(Task).where(Task.model_id == model.id, Task.deleted_at.is_(None))).all()
-
-
-def _flipped(
-    outcomes: Mapping[tuple[int, str], Outcomes],
-    *,
-    before: int,
-    after: int,
-    names: Mapping[str, str],
-    kind: Kind | None,
-) -> dict[int, Kind]:
-    flipped: dict[int, Kind] = {}
-    for task_id in names:
-        ours, theirs = outcomes.get((after, task_id)), outcomes.get((before, task_id))
-        if ours is None or theirs is None:
-            continue
-        negative, positive = flips(pair(theirs, ours))
-        if kind in (None, "negative"):
-            flipped |= dict.fromkeys(map(int, negative), "negative")
-        if kind in (None, "positive"):
-            flipped |= dict.fromkeys(map(int, positive), "positive")
-    return flipped
-
-
-class _Answers:
-    """Looks up what two versions said of an example."""
-
-    def __init__(
-        self, outcomes: Mapping[tuple[int, str], Outcomes], *, before: Version, after: Version
-    ) -> None:
-        self._outcomes, self._before, self._after = outcomes, before, after
-        self._positions: dict[tuple[int, str], dict[int, int]] = {}
-
-    def flip(self, example: Example, *, names: Mapping[str, str], kind: Kind) -> Flip:
-        return Flip(
-            task=names[example.task_id], kind=kind, id=public_id(example), content=example.content,
-            expected=example.label, before=self._answer(self._before, example), after=self._answer(self._after, example),
-        )  # fmt: skip
-
-    def outcome(self, example: Example, *, names: Mapping[str, str]) -> Outcome:
-        answer = self._answer(self._after, example)
-        return Outcome(
-            task=names[example.task_id], id=public_id(example), content=example.content, expected=example.label,
-            predicted=answer.label, confidence=answer.confidence, score=answer.score,
-            correct=self._correct(self._after, example),
-        )  # fmt: skip
-
-    def _answer(self, version: Version, example: Example) -> Answer:
-        outcomes, at = self._find(version, example)
-        chosen = int(outcomes.predicted[at])
-        return Answer(
-            label=None if chosen == NO_LABEL else version.labels[chosen],
-            confidence=round(float(outcomes.confidence[at]), 4),
-            score=None if outcomes.graded is None else float(outcomes.graded[at]),
-        )
-
-    def _correct(self, version: Version, example: Example) -> bool:
-        outcomes, at = self._find(version, example)
-        return bool(outcomes.correct[at])
-
-    def _find(self, version: Version, example: Example) -> tuple[Outcomes, int]:
-        key = (version.number, example.task_id)
-        outcomes = self._outcomes[key]
-        if key not in self._positions:
-            self._positions[key] = {int(id_): at for at, id_ in enumerate(outcomes.example_ids)}
-        return outcomes, self._positions[key][example.id]

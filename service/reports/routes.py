@@ -2,10 +2,11 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi.responses import StreamingResponse
 
-from service.dependencies import Page, PageDep, Reader, SessionDep, page_of
-from service.reports import queries, simulation
+from service.dependencies import Cursor, Limit, Page, PageDep, Reader, SessionDep, page_of
+from service.reports import flip_exports, flips, queries, simulation
 from service.reports.documents import Wanted, documents
 from service.reports.schemas import (
     FlipPage,
@@ -37,24 +38,78 @@ async def read_report(
     return await _sent(Wanted(principal.tenant, "update", model, version))
 
 
-@router.get("/models/{model}/versions/{version}/flips", summary="Read the very examples that changed sides")
-def read_flips(
-    model: ModelPath,
-    version: VersionPath,
-    _principal: Reader,
-    session: SessionDep,
-    page: PageDep,
-    task: TaskQuery = None,
-    kind: Annotated[
-        queries.Kind | None, Query(description="negative: right before, wrong now; default: both")
-    ] = None,
+def get_flip_query(
     against: Annotated[
         int | None, Query(ge=0, le=2**31, description="Version before; default: the parent")
     ] = None,
-) -> FlipPage:
-    """Lists text, expected label, and both versions' answers."""
-    return queries.list_flips(
-        session, model=model, version=version, against=against, task=task, kind=kind, page=page
+    task: TaskQuery = None,
+    kind: Annotated[
+        flips.Kind | None, Query(description="negative: right before, wrong now; default: both")
+    ] = None,
+    label: Annotated[
+        str | None, Query(max_length=1024, description="Only examples with this expected label")
+    ] = None,
+    predicted: Annotated[
+        str | None, Query(max_length=1024, description="Only what is answered with this label now")
+    ] = None,
+    min_confidence: Annotated[
+        float, Query(ge=0, le=1, description="Least confidence of the answer now")
+    ] = 0.0,
+    min_flips: Annotated[
+        int, Query(ge=0, le=2**31, description="Least number of flips, of both kinds, along the lineage")
+    ] = 0,
+    sort: Annotated[
+        flips.Sort,
+        Query(
+            description="Most confident answers first, most often flipped first, or in the order of arrival"
+        ),
+    ] = "id",
+) -> flips.FlipQuery:
+    """Reads the filters and the order of a list of flips."""
+    return flips.FlipQuery(
+        against=against, task=task, kind=kind, label=label, predicted=predicted, min_confidence=min_confidence,
+        min_flips=min_flips, sort=sort,
+    )  # fmt: skip
+
+
+@router.get(
+    "/models/{model}/versions/{version}/flips",
+    response_model=FlipPage,
+    summary="Read the very examples that changed sides",
+    responses={200: {"content": flip_exports.CONTENT}},
+)
+def read_flips(
+    model: ModelPath,
+    version: VersionPath,
+    request: Request,
+    principal: Reader,
+    session: SessionDep,
+    query: Annotated[flips.FlipQuery, Depends(get_flip_query)],
+    limit: Limit = 50,
+    cursor: Cursor = None,
+    format_: Annotated[
+        flip_exports.Format | None,
+        Query(alias="format", description="Goes before the header `Accept`; default: json"),
+    ] = None,
+) -> FlipPage | StreamingResponse:
+    """Lists text, expected label, both versions' answers, and how often the example flipped along the lineage.
+
+    As CSV or NDJSON (`format`, or `Accept: text/csv` or `application/x-ndjson`) the whole list is sent, whatever
+    `limit` and `cursor`. Cells of a CSV that a spreadsheet would take for a formula begin with an apostrophe.
+    """
+    form = format_ or flip_exports.wanted_format(request.headers.get("accept"))
+    if form == "json":
+        return flips.list_flips(
+            session, model=model, version=version, query=query, limit=limit, cursor=cursor
+        )
+    ledger = flips.read_ledger(session, model=model, version=version, query=query)
+    return StreamingResponse(
+        flip_exports.export(ledger, tenant=principal.tenant, form=form),
+        media_type=flip_exports.MEDIA_TYPES[form],
+        headers={
+            "Content-Disposition": f'attachment; filename="{flip_exports.file_name(ledger, form)}"',
+            "Vary": "Accept",
+        },
     )
 
 

@@ -134,6 +134,13 @@ class Answer(BaseModel):
     score: float | None = Field(default=None, description="Mean token log-likelihood, for causal-lm")
 
 
+class LineageFlips(FlipCounts):
+    """How often an example changed sides along a lineage, each answer beside the nearest earlier one."""
+
+    negative_at: list[int] = Field(description="The versions that turned it wrong, oldest first")
+    positive_at: list[int] = Field(description="The versions that turned it right, oldest first")
+
+
 class Flip(BaseModel):
     """An example that changed sides between two versions."""
 
@@ -144,6 +151,7 @@ class Flip(BaseModel):
     expected: str | None
     before: Answer
     after: Answer
+    lineage: LineageFlips = Field(description="Over the lineage of `after`")
 
 
 class FlipPage(BaseModel):

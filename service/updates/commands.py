@@ -36,6 +36,7 @@ def request_update(session: Session, *, model: str, request: UpdateCreate, princ
     row = get_model(session, model=model, for_change=True, hold=True)
     _check_queue(session, tenant=row.tenant_id)
     parameters = check_strategy(request.strategy, model=row, devices=request.training.devices)
+    _check_boost(row, request=request)
     tasks = get_tasks(session, model=row, names=list(dict.fromkeys(request.tasks)), hold=True)
     parent = _parent(session, model=row, parent=request.parent)
     cut = row.last_batch
@@ -43,7 +44,7 @@ def request_update(session: Session, *, model: str, request: UpdateCreate, princ
     update = Update(
         tenant_id=row.tenant_id, id=new_id("upd"), model_id=row.id, task_ids=[task.id for task in tasks],
         strategy=request.strategy.name, parameters=parameters, training=request.training.model_dump(),
-        parent=str(request.parent), relearn=request.relearn, promotion=request.promotion,
+        replay=request.replay.model_dump(), parent=str(request.parent), relearn=request.relearn, promotion=request.promotion,
         user_metadata=request.metadata, cut=cut, warnings=warnings, requested_by=principal.actor,
         request_id=request_id(), traceparent=current_traceparent(), state=UpdateState.QUEUED,
         max_attempts=get_settings().max_attempts,
@@ -59,6 +60,22 @@ def request_update(session: Session, *, model: str, request: UpdateCreate, princ
     )
     nudge_after_commit(session)
     return update
+
+
+def _check_boost(model: Model, *, request: UpdateCreate) -> None:
+    """Raises `Unprocessable` where a boost could change nothing."""
+    if request.replay.boost == "none":
+        return
+    strategy = strategies()[request.strategy.name]
+    if not strategy.needs_replay:
+        fault = f"the strategy '{strategy.name}' rehearses nothing; choose one that does"
+    elif model.replay["policy"] == "reservoir":
+        fault = "the replay policy 'reservoir' keeps no shares by task and label; a model with policy 'balanced' does"
+    else:
+        return
+    raise Unprocessable(
+        f"replay.boost cannot apply: {fault}.", code="boost_not_applicable", param="replay.boost"
+    )
 
 
 def _check_queue(session: Session, *, tenant: str) -> None:
@@ -115,6 +132,8 @@ def _check_data(
     warnings += _label_warnings(session, tasks=tasks, parent=parent, cut=cut)
     if strategies()[request.strategy.name].needs_replay:
         warnings += _buffer_warnings(session, model=model, parent=parent)
+    if request.replay.boost != "none":
+        warnings += _boost_warnings(session, model=model, parent=parent)
     return warnings + _gate_warnings(session, model=model, parent=parent, cut=cut)
 
 
@@ -126,6 +145,22 @@ def _buffer_warnings(session: Session, *, model: Model, parent: Version) -> list
     return [
         f"the replay buffer holds {capacity} examples but version {parent.number} has learnt {strata} kinds of them (task "
         f"and label), so {strata - capacity} cannot be rehearsed; PATCH the model's replay.capacity"
+    ]
+
+
+def _boost_warnings(session: Session, *, model: Model, parent: Version) -> list[str]:
+    """Whether all that was learnt stands in the buffer anyway, so that there are no shares to change."""
+    capacity = int(model.replay["capacity"])
+    learnt = session.scalar(
+        select(func.sum(VersionTask.rows)).where(
+            VersionTask.model_id == model.id, VersionTask.version.in_(parent.lineage)
+        )
+    )
+    if int(learnt or 0) > capacity:
+        return []
+    return [
+        f"replay.boost changes nothing: all {int(learnt or 0)} examples that version {parent.number} has learnt fit into the "
+        f"replay buffer of {capacity} and are rehearsed"
     ]
 
 

@@ -52,6 +52,21 @@ class TrainingRequest(Body):
     )
 
 
+class ReplayRequest(Body):
+    """How the update shares the replay buffer among what earlier updates learnt."""
+
+    boost: Literal["none", "flips"] = Field(
+        default="none",
+        description="none: as the model's policy has it. flips: labels of tasks whose eval examples turned wrong along "
+        "the parent's lineage are rehearsed more. Eval examples are never trained on, so each such (task, label) gets "
+        "more of the buffer's slots for its train examples: with r its negative flips per comparison of a version's "
+        "answer with the one before, and r̄ the mean of r over all (task, label), its share weighs 1 + r / r̄. Half of "
+        "the slots are shared equally, half in proportion to r; within the model's replay capacity, and the lowest "
+        "priorities first as ever. The version's provenance records r and weights. Needs a strategy that rehearses and a "
+        "replay policy by task and label (not `reservoir`)",
+    )
+
+
 class UpdateCreate(Body):
     """A request to learn one or more tasks."""
 
@@ -65,6 +80,7 @@ class UpdateCreate(Body):
     tasks: list[Name] = Field(min_length=1, max_length=1000, description="Tasks whose new rows are learnt")
     strategy: StrategyRequest = Field(default_factory=lambda: StrategyRequest(name="replay"))
     training: TrainingRequest = Field(default_factory=TrainingRequest)
+    replay: ReplayRequest = Field(default_factory=lambda: ReplayRequest(boost="none"))
     parent: Literal["champion"] | Annotated[int, Field(ge=0, le=2**31)] = Field(
         default="champion",
         description="Version to start from; 'champion' is looked up when the update starts, so that updates posted "
@@ -122,6 +138,7 @@ class UpdateRead(BaseModel):
     tasks: list[str]
     strategy: StrategyRead
     training: dict[str, Any]
+    replay: ReplayRequest
     parent: Literal["champion"] | int
     relearn: bool
     promotion: Literal["gate", "manual", "always"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from fractions import Fraction
 from itertools import combinations
 
 import pytest
@@ -11,7 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare, kstest
 
-from service.replay.quotas import Candidate, herding_priority, priority, select, stratum, water_fill
+from service.replay.quotas import (
+    PLAIN_WEIGHT,
+    Candidate,
+    flip_weights,
+    herding_priority,
+    priority,
+    select,
+    stratum,
+    water_fill,
+)
 
 SIZES = st.dictionaries(st.text("abcdef", min_size=1, max_size=2), st.integers(0, 30), max_size=8)
 CAPACITY = st.integers(0, 120)
@@ -227,3 +237,67 @@ def test_herding_keeps_the_order_of_selection() -> None:
     assert (ranks[0], ranks[-1]) == (0.1, 0.9)
     with pytest.raises(ValueError, match="outside 1 to 9"):
         herding_priority(10, 9)
+
+
+WEIGHTS = st.dictionaries(st.text("abcdef", min_size=1, max_size=2), st.integers(1, 4000), max_size=8)
+
+
+def handed_out(capacity: int, sizes: dict[str, int], weights: dict[str, int]) -> dict[str, int]:
+    """The rule of weighted quotas, slot by slot."""
+    quotas = dict.fromkeys(sorted(sizes), 0)
+    for _ in range(min(capacity, sum(sizes.values()))):
+        open_ = [name for name in quotas if quotas[name] < sizes[name]]
+        first = min(open_, key=lambda name: Fraction(quotas[name] + 1, weights.get(name, PLAIN_WEIGHT)))
+        quotas[first] += 1
+    return quotas
+
+
+@settings(deadline=None)
+@given(CAPACITY, SIZES, WEIGHTS)
+def test_weighted_slots_go_one_by_one_to_whoever_has_least_for_its_weight(
+    capacity: int, sizes: dict[str, int], weights: dict[str, int]
+) -> None:
+    assert water_fill(capacity, sizes, weights) == handed_out(capacity, sizes, weights)
+
+
+@settings(deadline=None)
+@given(CAPACITY, SIZES, st.integers(1, 4000))
+def test_equal_weights_are_none(capacity: int, sizes: dict[str, int], weight: int) -> None:
+    assert water_fill(capacity, sizes, dict.fromkeys(sizes, weight)) == water_fill(capacity, sizes)
+
+
+def test_three_times_the_weight_is_three_times_the_share() -> None:
+    assert water_fill(80, {"a": 99, "b": 99}, {"a": 3000, "b": 1000}) == {"a": 60, "b": 20}
+    assert water_fill(80, {"a": 30, "b": 99}, {"a": 3000, "b": 1000}) == {"a": 30, "b": 50}
+    with pytest.raises(ValueError, match="weights must be 1 or more"):
+        water_fill(1, {"a": 1}, {"a": 0})
+
+
+def test_flip_weights_share_half_equally_and_half_by_the_negative_flip_rate() -> None:
+    # rates 0.3, 0.1, 0 and unknown: their mean over four strata is 0.1
+    weights = flip_weights(["a", "b", "c", "d"], {"a": (30, 100), "b": (5, 50), "c": (0, 80), "gone": (9, 9)})
+    assert weights == {"a": 4000, "b": 2000, "c": 1000, "d": 1000}
+    assert water_fill(80, dict.fromkeys("abcd", 100), weights) == {"a": 40, "b": 20, "c": 10, "d": 10}
+
+
+def test_the_length_of_a_lineage_does_not_change_flip_weights() -> None:
+    short = flip_weights("ab", {"a": (3, 10), "b": (1, 10)})
+    assert flip_weights("ab", {"a": (30, 1000), "b": (10, 1000)}) == short
+
+
+def test_without_a_negative_flip_all_weigh_the_same() -> None:
+    assert flip_weights("ab", {}) == flip_weights("ab", {"a": (0, 0), "b": (0, 7)}) == {"a": 1000, "b": 1000}
+    assert flip_weights([], {"a": (1, 1)}) == {}
+
+
+@settings(deadline=None)
+@given(
+    st.dictionaries(
+        st.text("abc", max_size=2),
+        st.integers(1, 50).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))),
+    )
+)
+def test_no_stratum_falls_below_half_of_an_equal_share(flips: dict[str, tuple[int, int]]) -> None:
+    capacity = 60 * len(flips)
+    boosted = water_fill(capacity, dict.fromkeys(flips, 10_000), flip_weights(flips, flips))
+    assert all(quota >= 29 for quota in boosted.values())  # 30 and what rounding takes
