@@ -71,22 +71,29 @@ class ArtifactStore:
 
     def put_tar(self, tar: BinaryIO, *, instead: bool = False) -> str:
         """Stores an artifact as it is and returns its sha256. The same content is stored once, or `instead` of a damaged one."""
-        tar.seek(0)
-        digest = _sha256(tar)
-        if self._local and self.holds(digest) and not instead:
-            Path(self._path(digest)).touch()  # fresh again: the sweeper of orphans passes it by
-        else:
+        with self._access("written"):
             tar.seek(0)
-            self._write(digest, tar)
+            digest = _sha256(tar)
+            if instead or not self._freshen(digest):
+                tar.seek(0)
+                self._write(digest, tar)
         return digest
+
+    def _freshen(self, sha256: str) -> bool:
+        """Makes a stored file look new, so that the sweeper of orphans passes it by; False where there is none."""
+        if not self._local:
+            return False
+        try:
+            os.utime(self._path(sha256))
+        except FileNotFoundError:
+            return False
+        return True
 
     def keep_folder(self, sha256: str, folder: Path) -> None:
         """Makes a folder's artifact look new to the sweeper of orphans, or stores it again where it has gone."""
-        if self._local and self.holds(sha256):
-            with self._access("written"):
-                Path(self._path(sha256)).touch()
-        else:
-            self.put_folder(folder)
+        with self._access("written"):
+            if not self._freshen(sha256):
+                self.put_folder(folder)
 
     def holds(self, sha256: str) -> bool:
         """Says whether an artifact of that hash is stored."""
@@ -167,6 +174,13 @@ class ArtifactStore:
         self._fs.makedirs(self._root, exist_ok=True)
         self._fs.pipe_file(probe, b"")
         return _written_at(self._fs.info(probe))
+
+    def age_seconds(self, sha256: str) -> float:
+        """Returns how long ago an artifact was stored or used again, by the store's own clock; 0 where it has gone."""
+        try:
+            return self._now() - _written_at(self._fs.info(self._path(sha256)))
+        except FileNotFoundError:
+            return 0.0
 
     def delete(self, sha256: str) -> None:
         """Removes an artifact that nothing refers to; another sweeper may have been faster."""

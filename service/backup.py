@@ -75,6 +75,7 @@ def take_backup(
     if folder.exists() and any(folder.iterdir()):
         raise BackupFailed(f"{folder} is not empty; every backup takes a folder of its own.")
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder.chmod(0o700)  # one that was there already may be open to others
     revision, login, artifacts = _dump(folder / DUMP, database_url=database_url)
     say(f"database  {(folder / DUMP).stat().st_size:,} bytes, schema {revision}")
     if with_artifacts:
@@ -92,6 +93,7 @@ def take_backup(
 
 def _dump(target: Path, *, database_url: str) -> tuple[str, str, list[str]]:
     """Dumps the database; returns schema revision, login and artifacts as the dump's snapshot has them."""
+    target.touch(mode=0o600)
     with _connect(database_url) as connection:
         connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
         # Without its rights, row-level security would leave rows out of the dump and say nothing.
@@ -105,7 +107,6 @@ def _dump(target: Path, *, database_url: str) -> tuple[str, str, list[str]]:
         artifacts = [sha256 for (sha256,) in connection.execute(REFERRED_TO)]
         arguments = ["--format=custom", "--enable-row-security", f"--snapshot={snapshot}", f"--file={target}"]
         _run("pg_dump", *arguments, database_url=database_url)
-    target.chmod(0o600)
     return revision, login, artifacts
 
 
@@ -228,11 +229,23 @@ def _is_whole(store: ArtifactStore, sha256: str) -> bool:
 
 def _connect(database_url: str) -> psycopg.Connection[tuple[Any, ...]]:
     """Connects to an address in any spelling that the service takes. Raises `BackupFailed`, which names no password."""
-    url = make_url(database_url)
+    url, password = _address(database_url)
     try:
-        return psycopg.connect(url.set(drivername="postgresql").render_as_string(hide_password=False))
+        return psycopg.connect(url.render_as_string(), password=password)
     except psycopg.OperationalError as error:
         raise BackupFailed(f"No connection to {url.render_as_string()}: {error}") from None
+
+
+def _address(database_url: str) -> tuple[URL, str | None]:
+    """Takes an address apart: where and as whom, and the password, which may stand in front or among the options."""
+    url = make_url(database_url)
+    options = dict(url.query)
+    asked = options.pop("password", None)
+    password = url.password or (asked if isinstance(asked, str) else None)
+    where = URL.create(
+        "postgresql", username=url.username, host=url.host, port=url.port, database=url.database, query=options
+    )  # fmt: skip
+    return where, password
 
 
 def _store_of(folder: Path) -> ArtifactStore:
@@ -241,18 +254,10 @@ def _store_of(folder: Path) -> ArtifactStore:
 
 def _run(tool: str, *arguments: str, database_url: str) -> None:
     """Runs one of Postgres' programs; the password goes by the environment, where no process list shows it."""
-    url = make_url(database_url)
-    address = URL.create(
-        "postgresql",
-        username=url.username,
-        host=url.host,
-        port=url.port,
-        database=url.database,
-        query=url.query,
-    ).render_as_string()
-    environment = {**os.environ, **({"PGPASSWORD": str(url.password)} if url.password else {})}
+    url, password = _address(database_url)
+    environment = {**os.environ, **({"PGPASSWORD": password} if password else {})}
     done = subprocess.run(
-        [find_tool(tool), f"--dbname={address}", *arguments],
+        [find_tool(tool), f"--dbname={url.render_as_string()}", *arguments],
         env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
     )  # fmt: skip
     if done.returncode != 0:
@@ -260,9 +265,13 @@ def _run(tool: str, *arguments: str, database_url: str) -> None:
 
 
 def _row(connection: psycopg.Connection[Any], query: str) -> tuple[Any, ...]:
-    row = connection.execute(query.encode()).fetchone()
+    nothing = BackupFailed("The database has not been migrated; there is nothing to back up.")
+    try:
+        row = connection.execute(query.encode()).fetchone()
+    except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedObject):
+        raise nothing from None
     if row is None:
-        raise BackupFailed("The database has not been migrated; there is nothing to back up.")
+        raise nothing
     return tuple(row)
 
 

@@ -108,12 +108,14 @@ def sweep_store() -> int:
             for column in (Version.artifact_sha256, Version.state_sha256)
             for sha256 in session.scalars(select(column).where(column == any_(literal(old, ARRAY(Text)))))
         }
-    # Looked at again: one that was stored anew in between is about to be referred to.
-    orphans = [sha256 for sha256 in _old_artifacts(store) if sha256 in set(old) - kept]
-    for sha256 in orphans:
-        store.delete(sha256)
-        log.info("orphan_deleted", sha256=sha256)
-    return len(orphans)
+    deleted = 0
+    for sha256 in set(old) - kept:
+        # Looked at again: one that was stored anew in between is about to be referred to.
+        if store.age_seconds(sha256) > ORPHAN_AGE_SECONDS:
+            store.delete(sha256)
+            deleted += 1
+            log.info("orphan_deleted", sha256=sha256)
+    return deleted
 
 
 def sweep_retention() -> None:

@@ -56,7 +56,8 @@ from workers.workspace import leave_workspace, open_workspace, workspace_of
 
 log = get_logger(__name__)
 STATEMENT_SECONDS_OF_RECORDING = 600  # admissions of a large task are one long statement
-DATABASE_AWAY = (OperationalError, InterfaceError, PoolTimeout)
+DATABASE_ERRORS = (OperationalError, InterfaceError, PoolTimeout)
+AWAY_STATES = ("08", "57P", "53300")  # connection exceptions, shutdowns, too many connections
 # A champion that moves more often than this while one candidate is scored is left to another attempt.
 MAX_ROUNDS = 10
 
@@ -64,7 +65,7 @@ MAX_ROUNDS = 10
 # What another attempt may mend: a full disk, a lost device, a worker that lacks what another one has.
 MAY_PASS = {
     "internal_error", "out_of_memory", "no_progress", "base_model_missing", "base_model_mismatch", "too_few_devices",
-    "device_lost", "work_folder_unwritable", "artifact_store_unavailable",
+    "device_lost", "database_error", "work_folder_unwritable", "artifact_store_unavailable",
 }  # fmt: skip
 # Met while recording: an example erased in that moment, or two transactions in each other's way. Worth another round.
 PASSING = (
@@ -106,7 +107,7 @@ def _carry(claim: Claim, *, stopping: threading.Event) -> None:
     with Lease(claim, stopping=stopping) as lease:
         try:
             keep = _work(claim, lease, work)
-        except DATABASE_AWAY as error:
+        except DATABASE_ERRORS as error:
             # The sweeper takes the update back when the lease runs out; until then nothing can be written anyway.
             log.warning("database_failed", error=str(error).splitlines()[0])
             keep = True
@@ -121,12 +122,27 @@ def _work(claim: Claim, lease: Lease, work: Path) -> bool:
         outcome = _rescore(claim, lease, work) if claim.rescore else _learn(claim, lease, work)
     except (LeaseLost, Cancelled, Stopped, TrainedOnErased) as end:
         return _end_early(claim, lease, end)
-    except DATABASE_AWAY:
-        raise
+    except DATABASE_ERRORS as error:
+        if _is_away(error):
+            raise
+        return _fail(claim, _refused(error)) in (UpdateState.QUEUED, None)
     except Exception as error:
         return _fail(claim, error) in (UpdateState.QUEUED, None)  # None: another worker's by now
     log.info("update_finished", outcome=outcome)
     return False
+
+
+def _is_away(error: Exception) -> bool:
+    """Says whether the database could not be reached, rather than refused what it was asked."""
+    if not isinstance(error, DBAPIError) or error.connection_invalidated:
+        return True
+    state = getattr(error.orig, "sqlstate", None)
+    return state is None or state.startswith(AWAY_STATES)
+
+
+def _refused(error: Exception) -> TrainingFailed:
+    reason = str(getattr(error, "orig", error)).splitlines()[0]
+    return TrainingFailed("database_error", f"the database could not do what it was asked: {reason}")
 
 
 def _learn(claim: Claim, lease: Lease, work: Path) -> UpdateState:

@@ -20,6 +20,7 @@ Body = Callable[[], Iterator[bytes]]
 PAGE = 500  # the most rows that one answer of the API holds
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.2, 5.0
 READ_SECONDS = 60.0
+LOADING_SECONDS = 1800.0
 NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 UNAVAILABLE = (502, 503, 504)
 REPEATABLE = ("GET", "PUT", "PATCH")
@@ -103,7 +104,7 @@ class Api:
         headers = {"Content-Type": media_type, "Idempotency-Key": str(uuid.uuid4())}
         return self._call(
             "POST", where, repeatable=True, stream=body, headers=headers, params=_given(query),
-            timeout=httpx.Timeout(None, connect=10.0),  # a long body is checked and loaded before it is answered
+            timeout=httpx.Timeout(LOADING_SECONDS, connect=10.0),  # a long body is checked and loaded before it is answered
         )  # fmt: skip
 
     @contextmanager
@@ -112,7 +113,7 @@ class Api:
         request = self._http.build_request("GET", where)
         response = self._persist(lambda: self._http.send(request, stream=True), repeatable=True)
         try:
-            if response.is_error:
+            if not response.is_success:
                 response.read()
                 _answer(response)
             yield response

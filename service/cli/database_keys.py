@@ -7,6 +7,7 @@ from pathlib import Path
 import typer
 
 from service.cli.installation import take_settings_of
+from service.cli.output import plain
 
 
 def create_key(
@@ -61,7 +62,7 @@ def list_keys(tenant: str, *, as_json: bool, state: Path | None) -> None:
     )
 
 
-def revoke_key(tenant: str, *, key: str, state: Path | None) -> None:
+def revoke_key(tenant: str, *, key: str, as_json: bool, state: Path | None) -> None:
     """Revokes a key of the tenant."""
     take_settings_of(state)
     from service.db import session_scope
@@ -69,7 +70,10 @@ def revoke_key(tenant: str, *, key: str, state: Path | None) -> None:
 
     with session_scope(tenant=tenant) as session:
         revoked = revoke_key(session, key_id=key)
-    typer.echo(f"The key '{revoked.name}' ({revoked.prefix}) is revoked.")
+    if as_json:
+        typer.echo(json.dumps({"id": revoked.id, "prefix": revoked.prefix, "name": revoked.name}))
+    else:
+        typer.echo(f"The key '{plain(revoked.name)}' ({revoked.prefix}) is revoked.")
 
 
 def rotate_key(tenant: str, *, key: str, overlap: timedelta, as_json: bool, state: Path | None) -> None:
@@ -88,4 +92,4 @@ def rotate_key(tenant: str, *, key: str, overlap: timedelta, as_json: bool, stat
 def _line(row: dict[str, object]) -> str:
     scopes = ",".join(row["scopes"]) if isinstance(row["scopes"], list) else ""
     state = f"revoked {row['revoked_at']}" if row["revoked_at"] else f"expires {row['expires_at'] or 'never'}"
-    return f"{row['prefix']}  {row['name']}  {scopes}  {state}  last used {row['last_used_at'] or 'never'}"
+    return f"{row['prefix']}  {plain(str(row['name']))}  {scopes}  {state}  last used {row['last_used_at'] or 'never'}"

@@ -152,7 +152,12 @@ def _opened(file: Path) -> Iterator[BinaryIO]:
     except OSError as error:
         raise CallFailed(f"{file} cannot be read: {error.strerror}") from None
     with opened:
-        yield opened
+        if opened.seekable():
+            yield opened
+            return
+        with tempfile.TemporaryFile() as kept:
+            shutil.copyfileobj(opened, kept)
+            yield kept
 
 
 @contextmanager

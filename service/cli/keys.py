@@ -90,7 +90,7 @@ def revoke_key(
 ) -> None:
     """Revoke a key at once. Doing so again changes nothing."""
     if _in_the_database(tenant, profile=profile):
-        database_keys.revoke_key(tenant, key=key, state=state)
+        database_keys.revoke_key(tenant, key=key, as_json=as_json, state=state)
         return
     from service.cli.client import path
 

@@ -25,14 +25,23 @@ class Target:
     source: str
 
     def __post_init__(self) -> None:
-        parts = urlsplit(self.url)
-        usable = parts.scheme in ("http", "https") and parts.hostname and not parts.username
-        if not usable or set("?#") & set(self.url):
+        if not _usable(self.url):
             raise CallFailed(
                 f"The address of {self.source} cannot be used; write http://host:port or https://host"
             )
         if KEY.fullmatch(self.api_key) is None:
             raise CallFailed(f"The API key of {self.source} does not look like plm_<prefix>_<secret>.")
+
+
+def _usable(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        named = parts.hostname and parts.port != 0
+    except ValueError:  # half an IPv6 address, a port that is no number
+        return False
+    return (
+        parts.scheme in ("http", "https") and bool(named) and not parts.username and not set("?#") & set(url)
+    )
 
 
 def profile_file() -> Path:
@@ -86,4 +95,4 @@ def _read() -> dict[str, dict[str, str]]:
 def _as_toml(name: str, profile: dict[str, str]) -> str:
     # What JSON makes of a string without control characters is a string of TOML too.
     lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in profile.items()]
-    return "\n".join([f"[{name}]", *lines, ""])
+    return "\n".join([f"[{json.dumps(name, ensure_ascii=False)}]", *lines, ""])

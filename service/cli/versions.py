@@ -143,7 +143,7 @@ def _keep(response: "httpx.Response", target: Path) -> tuple[int, str]:
     """Writes the body to the file once its checksum is right; returns bytes and SHA-256."""
     from rich.progress import Progress
 
-    expected = response.headers["ETag"].strip('"')
+    expected, length = response.headers.get("ETag", "").strip('"'), response.headers.get("Content-Length")
     partial = target.with_name(f".{target.name}.{os.getpid()}.part")
     digest, terminal = hashlib.sha256(), messages()
     try:
@@ -151,7 +151,7 @@ def _keep(response: "httpx.Response", target: Path) -> tuple[int, str]:
             partial.open("wb") as file,
             Progress(console=terminal, transient=True, disable=not terminal.is_terminal) as progress,
         ):
-            bar = progress.add_task("downloading", total=float(response.headers["Content-Length"]))
+            bar = progress.add_task("downloading", total=None if length is None else float(length))
             for piece in response.iter_bytes():
                 file.write(piece)
                 digest.update(piece)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from service.cli.calling import Call, Json
-from service.cli.output import messages, remark, shortened
+from service.cli.output import messages, plain, remark, shortened
 from service.cli.problems import OF_STATUS, ExitCode, Unreachable
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ def _ending(update: Json) -> str:
     of_model = f"version {version} of '{update['model']}'"
     said = f"; the gate says {update['verdict']['decision']}" if update["verdict"] else ""
     if status == "failed" and update["error"]:
-        return f"{name} failed: {update['error']['message']} [{update['error']['code']}]"
+        return f"{name} failed: {plain(update['error']['message'])} [{update['error']['code']}]"
     if status == "promoted":
         return f"{name} is promoted: {of_model} is champion{said}."
     if status == "rejected":

@@ -1,15 +1,19 @@
 """The flip ledger as CSV and NDJSON, sent piece by piece."""
 
+import asyncio
 import csv
 import io
 import json
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from typing import Any, Literal
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
+from fastapi.responses import StreamingResponse
 from starlette.concurrency import run_in_threadpool
+from starlette.types import Message, Receive, Scope, Send
 
 from service.content_negotiation import preferred
 from service.db import session_scope
+from service.errors import Unavailable
 from service.reports.flips import Ledger
 from service.reports.schemas import Flip
 from service.turns import in_turn
@@ -21,6 +25,8 @@ MEDIA_TYPES: Mapping[Format, str] = {
     "ndjson": "application/x-ndjson",
 }
 FLIPS_PER_PIECE = 200
+MAX_EXPORTS = 8
+SEND_SECONDS = 60.0
 COLUMNS = (
     "task", "kind", "id", "expected",
     "before_label", "before_confidence", "before_score", "after_label", "after_confidence", "after_score",
@@ -40,9 +46,42 @@ CONTENT: dict[str, Any] = {
 }
 
 
-def wanted_format(accept: str | None) -> Format:
-    """Returns the format that the header `Accept` prefers, JSON where it does not say."""
-    best = preferred(accept, list(MEDIA_TYPES.values()))
+class ExportResponse(StreamingResponse):
+    """An export on its way. While it lasts it holds its ledger in memory, so that few may last at once, and none for ever."""
+
+    open_now: ClassVar[int] = 0
+
+    def __init__(self, ledger: Ledger, *, tenant: str, form: Format) -> None:
+        """Raises `Unavailable` while `MAX_EXPORTS` others are being sent by this process."""
+        if ExportResponse.open_now >= MAX_EXPORTS:
+            raise Unavailable(
+                f"{MAX_EXPORTS} exports are being sent already; ask again when one has ended.",
+                code="too_many_exports",
+                headers={"Retry-After": "10"},
+            )
+        name = file_name(ledger, form)
+        super().__init__(
+            export(ledger, tenant=tenant, form=form), media_type=MEDIA_TYPES[form],
+            headers={"Content-Disposition": f'attachment; filename="{name}"', "Vary": "Accept"},
+        )  # fmt: skip
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Sends the export; a client that does not take a piece within `SEND_SECONDS` is given up."""
+
+        async def send_in_time(message: Message) -> None:
+            async with asyncio.timeout(SEND_SECONDS):
+                await send(message)
+
+        ExportResponse.open_now += 1
+        try:
+            await super().__call__(scope, receive, send_in_time)
+        finally:
+            ExportResponse.open_now -= 1
+
+
+def wanted_format(accepts: Sequence[str]) -> Format:
+    """Returns the format that the headers `Accept` prefer, JSON where they do not say."""
+    best = preferred(",".join(accepts) or None, list(MEDIA_TYPES.values()))
     return next(form for form, media_type in MEDIA_TYPES.items() if media_type == best)
 
 

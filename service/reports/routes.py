@@ -82,6 +82,7 @@ def read_flips(
     model: ModelPath,
     version: VersionPath,
     request: Request,
+    response: Response,
     principal: Reader,
     session: SessionDep,
     query: Annotated[flips.FlipQuery, Depends(get_flip_query)],
@@ -97,20 +98,14 @@ def read_flips(
     As CSV or NDJSON (`format`, or `Accept: text/csv` or `application/x-ndjson`) the whole list is sent, whatever
     `limit` and `cursor`. Cells of a CSV that a spreadsheet would take for a formula begin with an apostrophe.
     """
-    form = format_ or flip_exports.wanted_format(request.headers.get("accept"))
+    form = format_ or flip_exports.wanted_format(request.headers.getlist("accept"))
     if form == "json":
+        response.headers["Vary"] = "Accept"
         return flips.list_flips(
             session, model=model, version=version, query=query, limit=limit, cursor=cursor
         )
     ledger = flips.read_ledger(session, model=model, version=version, query=query)
-    return StreamingResponse(
-        flip_exports.export(ledger, tenant=principal.tenant, form=form),
-        media_type=flip_exports.MEDIA_TYPES[form],
-        headers={
-            "Content-Disposition": f'attachment; filename="{flip_exports.file_name(ledger, form)}"',
-            "Vary": "Accept",
-        },
-    )
+    return flip_exports.ExportResponse(ledger, tenant=principal.tenant, form=form)
 
 
 @router.get(

@@ -117,6 +117,7 @@ def test_a_sweeper_with_a_wrong_clock_deletes_old_orphans_and_no_new_artifact(
 # Who may ask this machine what time it is, and why no lease, limit or deletion hangs on it.
 WALL_CLOCK_READERS = {
     "service/backup.py": "writes down for people when a backup was taken",
+    "service/cli/keys.py": "turns the command line's --expires-in into a moment; the API refuses one in the past",
     "service/keys/schemas.py": "refuses an expiry in the past early; whether a key is valid, the database says",
     "service/rate_limits.py": "tells the client in how many seconds to come back",
     "service/security.py": "turns the command line's --expires-in into a moment",

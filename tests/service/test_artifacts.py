@@ -83,3 +83,16 @@ def test_a_damaged_artifact_leaves_no_folder_behind(
     with pytest.raises(ArtifactDamaged, match="backup"):
         store.get_folder(sha256, tmp_path / "unpacked" / sha256)
     assert list((tmp_path / "unpacked").iterdir()) == []
+
+
+def test_an_artifact_that_a_sweeper_has_just_removed_is_stored_again_and_not_as_an_empty_file(
+    store: ArtifactStore, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sha256, _ = store.put_folder(folder)
+    monkeypatch.setattr(ArtifactStore, "holds", lambda *_: True)  # as seen a moment before
+    store.delete(sha256)
+    assert store.put_folder(folder)[0] == sha256
+    store.open_verified(sha256).close()
+    store.delete(sha256)
+    store.keep_folder(sha256, folder)
+    store.open_verified(sha256).close()

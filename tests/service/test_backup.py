@@ -116,6 +116,18 @@ def test_an_error_about_the_database_names_its_address_and_no_password(tmp_path:
         )
     assert "127.0.0.1:1/none" in str(failed.value)
     assert "hush" not in str(failed.value)
+    with pytest.raises(BackupFailed, match="No connection to") as failed:
+        take_backup(
+            tmp_path / "other",
+            database_url="postgresql://me@127.0.0.1:1/none?password=hush",
+            artifact_url=tmp_path.as_uri(),
+        )
+    assert "hush" not in str(failed.value)
+
+
+def test_a_database_without_a_schema_has_nothing_to_back_up(empty: str, tmp_path: Path) -> None:
+    with pytest.raises(BackupFailed, match="has not been migrated"):
+        take_backup(tmp_path / "backup", database_url=empty, artifact_url=tmp_path.as_uri())
 
 
 def test_rows_of_every_table_are_in_the_dump_whatever_row_level_security_says(database: str) -> None:
@@ -129,6 +141,7 @@ def test_rows_of_every_table_are_in_the_dump_whatever_row_level_security_says(da
 
 
 def test_a_backup_keeps_its_secrets_from_others(filled: str, tmp_path: Path) -> None:
+    (tmp_path / "backup").mkdir(mode=0o755)
     take_backup(tmp_path / "backup", database_url=get_settings().database_url, artifact_url=filled)
     assert (tmp_path / "backup").stat().st_mode & 0o077 == 0
     assert (tmp_path / "backup" / "database.dump").stat().st_mode & 0o077 == 0

@@ -210,3 +210,25 @@ def test_the_exit_codes_stand_in_the_help() -> None:
         "6 the service cannot be reached",
     ):
         assert words in helped
+
+
+def test_a_login_leaves_profiles_with_odd_names_as_they_were(
+    client: TestClient, api_port: int, tmp_path: Path
+) -> None:
+    url, key = f"http://127.0.0.1:{api_port}", key_of(client)
+    file = tmp_path / "config" / "palimpsest" / "profiles.toml"
+    file.parent.mkdir(parents=True)
+    file.write_text(f'["prod.eu"]\nurl = "{url}"\napi_key = "{key}"\n')
+    for _ in range(2):
+        assert run("login", "--url", url, given=f"{key}\n").code == 0
+    assert run("model", "list", "--profile", "prod.eu", "--json").json["data"] == []
+
+
+@pytest.mark.parametrize(
+    "url", ["http://[::1", "http://host:port", "host:80", "http://me@host", "ftp://host"]
+)
+def test_an_address_that_cannot_be_one_is_said_to_be(url: str) -> None:
+    result = run("model", "list", PALIMPSEST_URL=url, PALIMPSEST_API_KEY=SOME_KEY)
+    assert result.code == ExitCode.ERROR
+    assert "cannot be used; write http://host:port" in result.err
+    assert SOME_KEY not in result.err

@@ -12,7 +12,7 @@ from sqlalchemy import event
 from service.config import get_settings
 from service.db import engine_for
 from service.reports import flip_exports
-from service.reports.flip_exports import csv_lines, inert
+from service.reports.flip_exports import MAX_EXPORTS, ExportResponse, csv_lines, inert
 from tests.scenes import World
 from tests.scored_lineage import add_version
 
@@ -233,3 +233,15 @@ def test_another_tenant_gets_no_export(lineage: World, other_client: Any) -> Non
     for form in ("csv", "ndjson"):
         answer = other_client.get(f"/v1{FLIPS}?format={form}")
         assert lineage.problem(answer) == (404, "model_not_found")
+
+
+def test_more_exports_at_once_than_memory_is_set_aside_for_are_refused(
+    lineage: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ExportResponse, "open_now", MAX_EXPORTS)
+    answer = lineage.client.get(f"/v1{FLIPS}?format=csv")
+    assert lineage.problem(answer) == (503, "too_many_exports")
+    assert answer.headers["Retry-After"] == "10"
+    monkeypatch.setattr(ExportResponse, "open_now", 0)
+    assert lineage.client.get(f"/v1{FLIPS}?format=csv").status_code == 200
+    assert ExportResponse.open_now == 0
