@@ -10,10 +10,12 @@ PY := .venv/bin/python
 
 # What a caller may set: make test JOBS=4 PYTEST_ARGS="-k rollback", make images DOCKER=podman, make up UP_ARGS="--port 8080"
 JOBS ?= 2
+SLOW_JOBS ?= 3
 PYTEST_ARGS ?=
 UP_ARGS ?=
 DOCKER ?= docker
-# Two processes share the cores in the tests; torch's own threads on top would only make them queue.
+# Several processes share the cores in the tests; torch's own threads on top would only make them queue. Slow tests mostly
+# wait, for leases and for processes that start: one more of them than of the quick ones.
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest
 
 .PHONY: help setup demo up test test-slow test-full lint format images clean
@@ -34,7 +36,7 @@ test: setup ## Run the tests that take seconds
 	@$(CD) $(PYTEST) -m "not slow" -n $(JOBS) $(PYTEST_ARGS)
 
 test-slow: setup ## Run only the tests that take longer
-	@$(CD) $(PYTEST) -m slow -n $(JOBS) $(PYTEST_ARGS) || [ $$? -eq 5 ] # 5: none is marked slow, or none matches PYTEST_ARGS
+	@$(CD) $(PYTEST) -m slow -n $(SLOW_JOBS) $(PYTEST_ARGS) || [ $$? -eq 5 ] # 5: none is marked slow, or none matches PYTEST_ARGS
 
 test-full: setup ## Run every test
 	@$(CD) $(PYTEST) -n $(JOBS) $(PYTEST_ARGS)

@@ -10,7 +10,7 @@ from service.failpoints import POINTS
 from tests.faults.rig import LEASE_SECONDS, LONG, Rig, until
 
 pytestmark = pytest.mark.slow
-SHORT = {**LONG, "epochs": 40}
+SHORT = {**LONG, "epochs": 20}
 BOUNDARIES = sorted(point for point in POINTS if not point.endswith("_request_commit"))
 
 
