@@ -54,7 +54,7 @@ def failed_attempts(rig: Rig, update: str) -> list[str]:
 
 def stored(rig: Rig, pattern: str = "*.tar") -> list[Path]:
     """Files of the artifact store."""
-    return sorted(rig.artifacts.rglob(pattern))
+    return sorted(rig.artifacts.glob(f"??/{pattern}"))
 
 
 def artifact(rig: Rig, version: int) -> Path:
