@@ -70,6 +70,7 @@ def test_a_worker_told_to_stop_is_gone_in_seconds_and_uses_up_no_attempt(rig: Ri
     rig.check_ledger()
 
 
+@pytest.mark.timeout(1500)  # a dozen workers, one after the other
 def test_an_update_survives_the_death_of_its_worker_at_every_boundary(rig: Rig) -> None:
     """One update, a death at each boundary: the first time it is reached it kills the worker, the last after the end."""
     rig.start_api(PALIMPSEST_MAX_ATTEMPTS=str(len(BOUNDARIES) + 1))
