@@ -167,7 +167,9 @@ def test_the_next_releases_schema_comes_under_the_running_service_and_stops_nobo
     versions.mkdir()
     (versions / "next.py").write_text(NEXT_RELEASE.format(head=revisions()[-1]))
     locations = f"{Path(migrations.__file__).parent / 'versions'}:{versions}"
-    rig.start_worker()
+    rig.start_worker(
+        PALIMPSEST_LEASE_SECONDS="20"
+    )  # a renewal may wait two seconds for a lock, on a busy machine longer
     rig.learnable("one", "two")
     running, queued = rig.world.request("one", training=SHORT)["id"], rig.world.request("two")["id"]
     rig.at(running)
@@ -184,7 +186,7 @@ def test_the_next_releases_schema_comes_under_the_running_service_and_stops_nobo
         start = reader.count
         until(lambda: reader.count > start + 40, what="requests on the new schema")
     assert not reader.wrong
-    assert reader.slowest_seconds < 15  # two seconds of waiting for a lock, and a busy machine
+    assert reader.slowest_seconds < 30  # two seconds of waiting for a lock, and a busy machine
     assert rig.world.client.get("/readyz").status_code == 200
     ended = [rig.ended(update, seconds=300) for update in (running, queued)]
     assert [(update["status"], update["attempt"]) for update in ended] == [("promoted", 1), ("promoted", 1)]

@@ -157,7 +157,7 @@ def test_a_restored_backup_serves_the_same_champion_report_buffer_and_adapter_un
         assert restored["api_key"] == connection["api_key"]
         after = what_it_knows(restored)
     assert before[""]["champion"] == 1  # type: ignore[index]  # JSON
-    assert before["adapter"] == before["/versions/1"]["sha256"]  # type: ignore[index]  # JSON
+    assert before["adapter"] == before["/versions/1"]["artifact"]["sha256"]  # type: ignore[index]  # JSON
     assert before["buffer"]
     assert after == before
 
