@@ -30,8 +30,10 @@ MAX_OVERLAP = timedelta(days=30)
 OPERATOR = "command line"
 TENANT_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 KEY_FORMAT = re.compile(r"plm_([0-9a-f]{12})_([0-9a-f]{64})")
+# Columns by name: a prepared statement with * fails once a migration has added one.
 FIND_KEYS = text("""
-    SELECT found.*, now() AS now
+    SELECT found.id, found.tenant_id, found.prefix, found.name, found.scopes, found.secret_hash, found.previous_hash,
+           found.previous_expires_at, found.expires_at, found.revoked_at, found.last_used_at, now() AS now
     FROM (SELECT DISTINCT unnest(CAST(:prefixes AS text[]))) AS wanted (prefix), find_api_key(wanted.prefix) AS found
 """)
 
