@@ -130,7 +130,7 @@ def test_waiting_ends_with_promoted_rejected_or_awaiting_approval(
     assert palimpsest("update", "watch", candidate["id"]).code == ExitCode.REJECTED
     assert promoted.code == ExitCode.FINE
     assert "is promoted: version 1 of 'triage' is champion" in promoted.out
-    assert ": queued" in promoted.err
+    assert ": training" in promoted.err
     assert held.code == ExitCode.AWAITING_APPROVAL
     assert "awaits approval" in held.out
     assert "upd_" in held.err, "a bar, for a terminal"
