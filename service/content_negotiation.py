@@ -4,17 +4,20 @@ from collections.abc import Sequence
 
 
 def preferred(accept: str | None, offers: Sequence[str]) -> str:
-    """Returns the offered media type that the header `Accept` gives the highest quality; the first where several have it.
+    """Returns the offered media type that the header `Accept` gives the highest quality.
+
+    Where several have it: the one that is named most exactly, then the first.
 
     Also the first where the caller named none of them: an answer in another form is of more use than none.
     """
     ranges = dict(_range(part) for part in (accept or "*/*").split(","))
 
-    def quality(offer: str) -> float:
-        kind = offer.split("/")[0]
-        return next((ranges[name] for name in (offer, f"{kind}/*", "*/*") if name in ranges), 0.0)
+    def standing(offer: str) -> tuple[float, int]:
+        names = (offer, f"{offer.split('/')[0]}/*", "*/*")  # the most exact one that is there decides
+        quality, at = next(((ranges[name], at) for at, name in enumerate(names) if name in ranges), (0.0, 0))
+        return quality, -at if quality else -len(names)
 
-    return max(offers, key=quality)
+    return max(offers, key=standing)
 
 
 def _range(part: str) -> tuple[str, float]:

@@ -3,6 +3,7 @@
 import os
 import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,16 +20,19 @@ if TYPE_CHECKING:
 
 BASES = Path(__file__).parents[1] / ".cache" / "bases"  # dequantised base models: made once per checkout
 SCRATCH = Path(tempfile.mkdtemp(prefix="palimpsest-tests-"))
+HELD_PORTS = ExitStack()
 
 
 def pytest_configure() -> None:
-    """Fixes the addresses before any module reads its settings; the servers start when a test needs them."""
-    from service.embedded.ports import free_port
+    """Fixes the addresses before any module reads its settings; the servers start, on ports kept till then, when a test
+    needs them."""
+    from service.embedded.ports import hold_port
 
+    postgres, valkey = (HELD_PORTS.enter_context(hold_port()).getsockname()[1] for _ in range(2))
     os.environ.update(
         {
-            "DATABASE_URL": f"postgresql://palimpsest:test@127.0.0.1:{free_port()}/palimpsest",
-            "REDIS_URL": f"redis://:test@127.0.0.1:{free_port()}/0",
+            "DATABASE_URL": f"postgresql://palimpsest:test@127.0.0.1:{postgres}/palimpsest",
+            "REDIS_URL": f"redis://:test@127.0.0.1:{valkey}/0",
             "ARTIFACT_URL": f"file://{SCRATCH}/artifacts",
             "PALIMPSEST_KEY_PEPPER": "test-pepper",
             "PALIMPSEST_WORK_DIR": str(SCRATCH / "work"),
@@ -43,9 +47,10 @@ def pytest_configure() -> None:
 
 
 def pytest_unconfigure() -> None:
-    """Removes the scratch folder."""
+    """Gives the ports up and removes the scratch folder."""
     import shutil
 
+    HELD_PORTS.close()
     shutil.rmtree(SCRATCH, ignore_errors=True)
 
 

@@ -9,11 +9,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import psycopg
 from sqlalchemy import select
 from sqlalchemy import update as update_rows
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 from structlog import get_logger
 from structlog.contextvars import bound_contextvars
@@ -37,6 +35,7 @@ from service.updates.states import change_state
 from service.version import VERSION
 from workers.attempt_trace import attempt_span
 from workers.child import Trainer
+from workers.failures import DATABASE_ERRORS, MAY_PASS, PASSING, is_away, refused
 from workers.lease import Lease, LeaseLost
 from workers.preparation import Plan, StateErased, TaskSlice, prepare_update, version_folder
 from workers.scoring import (
@@ -56,23 +55,8 @@ from workers.workspace import leave_workspace, open_workspace, workspace_of
 
 log = get_logger(__name__)
 STATEMENT_SECONDS_OF_RECORDING = 600  # admissions of a large task are one long statement
-DATABASE_ERRORS = (OperationalError, InterfaceError, PoolTimeout)
-AWAY_STATES = ("08", "57P", "53300")  # connection exceptions, shutdowns, too many connections
 # A champion that moves more often than this while one candidate is scored is left to another attempt.
 MAX_ROUNDS = 10
-
-
-# What another attempt may mend: a full disk, a lost device, a worker that lacks what another one has.
-MAY_PASS = {
-    "internal_error", "out_of_memory", "no_progress", "base_model_missing", "base_model_mismatch", "too_few_devices",
-    "device_lost", "database_error", "work_folder_unwritable", "artifact_store_unavailable",
-}  # fmt: skip
-# Met while recording: an example erased in that moment, or two transactions in each other's way. Worth another round.
-PASSING = (
-    psycopg.errors.IntegrityError,
-    psycopg.errors.DeadlockDetected,
-    psycopg.errors.SerializationFailure,
-)
 
 
 class TrainedOnErased(Exception):
@@ -123,26 +107,13 @@ def _work(claim: Claim, lease: Lease, work: Path) -> bool:
     except (LeaseLost, Cancelled, Stopped, TrainedOnErased) as end:
         return _end_early(claim, lease, end)
     except DATABASE_ERRORS as error:
-        if _is_away(error):
+        if is_away(error):
             raise
-        return _fail(claim, _refused(error)) in (UpdateState.QUEUED, None)
+        return _fail(claim, refused(error)) in (UpdateState.QUEUED, None)
     except Exception as error:
         return _fail(claim, error) in (UpdateState.QUEUED, None)  # None: another worker's by now
     log.info("update_finished", outcome=outcome)
     return False
-
-
-def _is_away(error: Exception) -> bool:
-    """Says whether the database could not be reached, rather than refused what it was asked."""
-    if not isinstance(error, DBAPIError) or error.connection_invalidated:
-        return True
-    state = getattr(error.orig, "sqlstate", None)
-    return state is None or state.startswith(AWAY_STATES)
-
-
-def _refused(error: Exception) -> TrainingFailed:
-    reason = str(getattr(error, "orig", error)).splitlines()[0]
-    return TrainingFailed("database_error", f"the database could not do what it was asked: {reason}")
 
 
 def _learn(claim: Claim, lease: Lease, work: Path) -> UpdateState:
@@ -300,9 +271,12 @@ def _conclude(
     policy: GatePolicy, row: Update,
 ) -> UpdateState:  # fmt: skip
     """Promotes, rejects or holds. A champion that is not the candidate's parent moved meanwhile: a person decides."""
-    step = what_happens(verdict, row.promotion, policy.on_inconclusive)  # type: ignore[arg-type]  # checked on entry
-    if claim.rescore or champion != parent:
-        step = "hold"
+    step = what_happens(
+        verdict,
+        row.promotion,  # type: ignore[arg-type]  # checked on entry
+        policy.on_inconclusive,
+        champion_moved=claim.rescore or champion != parent,
+    )
     if champion == number:  # a person made the candidate champion while it was scored again
         step = "promote"
     if step == "promote":

@@ -1,27 +1,34 @@
-"""Free ports and listening sockets on this machine."""
+"""Ports kept and sockets that listen, on this machine."""
 
 import errno
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from service.embedded.errors import AddressUnusable, PortInUse
 
 LOOPBACK = "127.0.0.1"
 
 
-def free_port(host: str = LOOPBACK) -> int:
-    """A port nobody listens on at this moment. Another process may take it first, so callers try again."""
-    with socket.create_server((host, 0), family=_family(host, 0)) as listener:
-        return int(listener.getsockname()[1])
+def hold_port(host: str = LOOPBACK, port: int = 0) -> socket.socket:
+    """Keep a port for a server that starts later, or again; 0 takes a free one. Closing the socket gives it up.
 
-
-def require_free(host: str, port: int) -> None:
-    """Check that a port can be listened on.
+    The socket is bound and never listens. The system then gives the port to nobody who takes whatever is free, and lets
+    only those listen there who name it and allow it to be shared (SO_REUSEADDR, which every server sets).
 
     Raises:
-        PortInUse: something else listens there.
+        PortInUse: something listens there.
         AddressUnusable: the host is not one of this machine, or the port is reserved.
     """
-    open_listener(host, port).close()
+    with _told(host, port):
+        held = socket.socket(_family(host, port))
+        try:
+            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            held.bind((host, port))
+        except BaseException:
+            held.close()
+            raise
+        return held
 
 
 def open_listener(host: str, port: int) -> socket.socket:
@@ -31,8 +38,15 @@ def open_listener(host: str, port: int) -> socket.socket:
         PortInUse: something else listens there.
         AddressUnusable: the host is not one of this machine, or the port is reserved.
     """
-    try:
+    with _told(host, port):
         return socket.create_server((host, port), family=_family(host, port), backlog=2048)
+
+
+@contextmanager
+def _told(host: str, port: int) -> Iterator[None]:
+    """Says what the system holds against an address."""
+    try:
+        yield
     except OverflowError as error:
         raise AddressUnusable(host, port, str(error)) from error
     except OSError as error:

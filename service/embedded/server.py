@@ -1,5 +1,6 @@
 """What the embedded Postgres and the embedded Valkey have in common: a start that ends ready or says why not."""
 
+import socket
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -7,10 +8,9 @@ from pathlib import Path
 from typing import Self
 
 from service.embedded.errors import PartFailed
-from service.embedded.ports import LOOPBACK, free_port, require_free
+from service.embedded.ports import LOOPBACK, hold_port
 from service.embedded.processes import ChildProcess, Command
 
-PORT_TRIES = 5
 FIRST_POLL_SECONDS = 0.02
 LONGEST_POLL_SECONDS = 0.3
 
@@ -27,8 +27,8 @@ class EmbeddedServer(ABC):
         self.data_dir = data_dir.absolute()
         self.logs_dir = logs_dir.absolute()
         self.password = password
-        self._wanted_port = port
         self._port = port
+        self._port_holder: socket.socket | None = None
         self._hold = tuple(hold)
         self._process: ChildProcess | None = None
 
@@ -67,16 +67,22 @@ class EmbeddedServer(ABC):
         if self.running:
             return self
         self._prepare()
-        tries = PORT_TRIES if self._port is None else 1
-        while True:
-            tries -= 1
-            if self._start_once(last_try=tries == 0):
-                return self
+        port = self._hold_port()
+        process = self._process = ChildProcess(self._command(port), hold=self._hold).start()
+        try:
+            self._wait_until_ready(process, port)
+            self._settle()
+        except BaseException:
+            process.kill()
+            self._give_up_port()
+            raise
+        return self
 
     def stop(self) -> None:
         """Shut down cleanly; data is on disk when this returns. Does nothing where it does not run."""
         if self._process is not None:
             self._process.stop()
+        self._give_up_port()
 
     def kill(self) -> None:
         """End it as a crash would: no shutdown, no last write."""
@@ -105,21 +111,17 @@ class EmbeddedServer(ABC):
     def _settle(self) -> None:
         """Do what is left to do once it answers."""
 
-    def _start_once(self, *, last_try: bool) -> bool:
-        if self._wanted_port is not None:
-            require_free(LOOPBACK, self._wanted_port)
-        port = self._port or free_port()
-        process = self._process = ChildProcess(self._command(port), hold=self._hold).start()
-        try:
-            self._wait_until_ready(process, port)
-            self._port = port
-            self._settle()
-        except BaseException as error:
-            process.kill()
-            if isinstance(error, PartFailed) and _port_was_taken(process) and not last_try:
-                return False
-            raise
-        return True
+    def _hold_port(self) -> int:
+        """The port, kept for this server until `stop`: after a crash it is still free to come back to."""
+        if self._port_holder is None:
+            self._port_holder = hold_port(LOOPBACK, self._port or 0)
+            self._port = int(self._port_holder.getsockname()[1])
+        return self.port
+
+    def _give_up_port(self) -> None:
+        if self._port_holder is not None:
+            self._port_holder.close()
+            self._port_holder = None
 
     def _wait_until_ready(self, process: ChildProcess, port: int) -> None:
         deadline = time.monotonic() + self.ready_timeout_seconds
@@ -134,7 +136,3 @@ class EmbeddedServer(ABC):
 
     def _failure(self, what: str, process: ChildProcess) -> PartFailed:
         return PartFailed(self.name, what, log=process.command.log, last_lines=process.last_lines())
-
-
-def _port_was_taken(process: ChildProcess) -> bool:
-    return any("address already in use" in line.lower() for line in process.last_lines(40))

@@ -127,12 +127,15 @@ def decide(policy: GatePolicy, comparisons: Sequence[Comparison]) -> Verdict:
     return Verdict(decision=decision, reasons=tuple(reasons))
 
 
-def what_happens(verdict: Verdict, promotion: Promotion, on_inconclusive: OnInconclusive) -> Step:
+def what_happens(
+    verdict: Verdict, promotion: Promotion, on_inconclusive: OnInconclusive, *, champion_moved: bool = False
+) -> Step:
     """Returns what follows from a verdict: `promote`, `hold` (a person decides) or `reject`.
 
-    `manual` always holds and `always` promotes whatever the verdict; `gate` follows it.
+    `manual` always holds and `always` promotes whatever the verdict; `gate` follows it. A candidate whose parent is
+    champion no longer is held in any case: promoting it would undo a move that somebody made meanwhile.
     """
-    if promotion == "manual":
+    if promotion == "manual" or champion_moved:
         return "hold"
     if promotion == "always" or verdict.decision == "pass":
         return "promote"

@@ -62,10 +62,11 @@ def _judge(
         status=update.state,
         decision_then=before,
         verdict=Verdict.model_validate(to_json(verdict)),
-        outcome=(
-            what_happens(verdict, request.promotion, policy.on_inconclusive)
-            if update.parent_version == champion
-            else "hold"
+        outcome=what_happens(
+            verdict,
+            request.promotion,
+            policy.on_inconclusive,
+            champion_moved=update.parent_version != champion,
         ),
         changed=before != verdict.decision,
     )

@@ -10,6 +10,7 @@ from starlette.types import Message, Receive, Scope, Send
 from structlog import get_logger
 
 from service.config import get_settings
+from service.content_negotiation import preferred
 from service.updates.hub import get_hub
 from service.updates.queries import Watched
 
@@ -63,20 +64,7 @@ class EventStream(EventSourceResponse):
 
 
 def wants_stream(request: Request) -> bool:
-    """Says whether the request's `Accept` names `text/event-stream` and does not like JSON as much."""
+    """Says whether the request's `Accept` prefers `text/event-stream` to JSON."""
     accept = ",".join(request.headers.getlist("accept"))
-    stream = _quality(accept, EventSourceResponse.media_type)
-    return stream > _quality(accept, "application/json")
-
-
-def _quality(accept: str, media_type: str) -> float:
-    """The quality that an `Accept` field gives a media type by its full name; 0 where it does not name it."""
-    for offer in accept.lower().split(","):
-        name, *parameters = [part.strip() for part in offer.split(";")]
-        if name == media_type:
-            given = [part.removeprefix("q=") for part in parameters if part.startswith("q=")]
-            try:
-                return float(given[0]) if given else 1.0
-            except ValueError:
-                return 0.0
-    return 0.0
+    stream = EventSourceResponse.media_type
+    return preferred(accept or None, ["application/json", stream]) == stream

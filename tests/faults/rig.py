@@ -5,18 +5,19 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import httpx
 import psutil
 from sqlalchemy import text
 
 from service.db import engine_for, session_scope
-from service.embedded.ports import free_port
+from service.embedded.ports import hold_port
 from service.embedded.server import EmbeddedServer
 from service.security import create_key
 from tests.scenes import ALL_SCOPES, World
@@ -113,6 +114,7 @@ class Rig:
         self.servers = list(servers)
         self.parts: list[Part] = []
         self.clients: list[httpx.Client] = []  # one of each API process
+        self._ports = ExitStack()
         self.environment = {
             **os.environ,
             "PYTHONPATH": str(ROOT),
@@ -130,7 +132,7 @@ class Rig:
 
     def start_api(self, **environment: str) -> httpx.Client:
         """Starts one more API process and returns a client of it; `world` speaks with the newest."""
-        port = free_port()
+        port = self._ports.enter_context(hold_port()).getsockname()[1]
         part = self._start("api", ["api", "--port", str(port)], environment)
         client = httpx.Client(
             base_url=f"http://127.0.0.1:{port}", headers={"Authorization": f"Bearer {self.key}"}, timeout=60
@@ -263,10 +265,31 @@ class Rig:
 
     def end(self) -> None:
         """Kills every process; leaves nothing behind."""
+        self._ports.close()
         for part in reversed(self.parts):
             part.end()
         for server in self.servers:
             server.kill()
+            server.stop()  # gives up its port
+
+
+class Beside:
+    """Something that goes on in a thread for as long as the block runs; its `_run` looks at `_stopping`."""
+
+    def __init__(self) -> None:
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopping.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        raise NotImplementedError
 
 
 def _die_with_parent() -> None:

@@ -1,7 +1,6 @@
 """Faults of Postgres: what was acknowledged is kept, nothing is done twice, and everybody comes back by themselves."""
 
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +12,7 @@ import psutil
 import pytest
 
 from service.embedded.server import EmbeddedServer
-from tests.faults.rig import LONG, Rig, until
+from tests.faults.rig import LONG, Beside, Rig, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 SHORT = {**LONG, "epochs": 20}
@@ -48,23 +47,15 @@ def frozen(server: EmbeddedServer) -> Iterator[None]:
             process.send_signal(signal.SIGCONT)
 
 
-class Caller:
+class Caller(Beside):
     """A client that goes on through faults: it sends each request, with a key of its own, until it is acknowledged."""
 
     def __init__(self, client: httpx.Client) -> None:
-        self._client, self._stopping = client, threading.Event()
-        self._thread = threading.Thread(target=self._run)
+        super().__init__()
+        self._client = client
         self.rounds = 0
         self.updates: dict[str, str] = {}  # what the caller calls it: the id it was given
         self.wrong: list[str] = []
-
-    def __enter__(self) -> "Caller":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stopping.set()
-        self._thread.join()
 
     def _run(self) -> None:
         while not self._stopping.is_set() and not self.wrong:

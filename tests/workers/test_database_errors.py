@@ -5,7 +5,7 @@ import pytest
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from workers.pipeline import _is_away, _refused
+from workers.failures import is_away, refused
 
 
 def raised(error: psycopg.Error, *, lost: bool = False) -> OperationalError:
@@ -25,7 +25,7 @@ def raised(error: psycopg.Error, *, lost: bool = False) -> OperationalError:
     ids=["pool", "refused", "shutdown", "crowded", "lost"],
 )
 def test_a_database_that_cannot_be_reached_is_waited_out(error: Exception) -> None:
-    assert _is_away(error)
+    assert is_away(error)
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,7 @@ def test_a_database_that_cannot_be_reached_is_waited_out(error: Exception) -> No
 )
 def test_a_database_that_refuses_costs_the_attempt_and_says_why(error: type[psycopg.Error]) -> None:
     wrapped = raised(error("canceling statement due to statement timeout"))
-    assert not _is_away(wrapped)
-    failed = _refused(wrapped)
+    assert not is_away(wrapped)
+    failed = refused(wrapped)
     assert failed.code == "database_error"
     assert failed.message.endswith("asked: canceling statement due to statement timeout")

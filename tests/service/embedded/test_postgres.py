@@ -14,13 +14,11 @@ import pytest
 
 from service.embedded import identity
 from service.embedded.errors import BinariesMissing, PartFailed, PortInUse
-from service.embedded.ports import free_port
 from service.embedded.postgres import PostgresServer
 
 LAUNCHER = """
 import sys, time
 from pathlib import Path
-from service.embedded.ports import free_port
 from service.embedded.postgres import PostgresServer
 folder = Path(sys.argv[1])
 server = PostgresServer(folder / "postgres", logs_dir=folder / "logs", password="hidden").start()
@@ -174,12 +172,14 @@ def test_a_port_in_use_is_told_before_anything_starts(tmp_path):
             server_in(tmp_path, port=port, durable=False).start()
 
 
-def test_a_free_port_that_is_taken_meanwhile_is_replaced(kept, monkeypatch):
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        ports = iter([taken.getsockname()[1]])
-        monkeypatch.setattr("service.embedded.server.free_port", lambda: next(ports, None) or free_port())
-        with server_in(kept, durable=False) as server:
-            assert server.port != taken.getsockname()[1]
+def test_the_port_of_a_killed_server_is_given_to_nobody_else_and_it_comes_back_there(kept):
+    with server_in(kept, durable=False) as server:
+        port = server.port
+        server.kill()
+        with socket.socket() as other, pytest.raises(OSError, match="already in use"):
+            other.bind(("127.0.0.1", port))  # as whoever takes a port without being asked to share it
+        assert server.start().port == port
+        assert ask(server.url, "SELECT 1") == 1
 
 
 def test_missing_binaries_name_the_extra_to_install(tmp_path, monkeypatch):

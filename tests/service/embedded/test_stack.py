@@ -15,7 +15,7 @@ import pytest
 import redis
 
 from service.embedded import PostgresServer, Stack, ValkeyServer
-from service.embedded.ports import free_port
+from service.embedded.ports import hold_port
 from service.embedded.state import read_running
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("nothing_given")]
@@ -112,12 +112,13 @@ def test_a_stop_while_starting_leaves_nothing(launchers, tmp_path):
 
 def test_a_killed_api_comes_back_on_its_port_and_refuses_no_request_meanwhile(launchers, tmp_path):
     said: list[str] = []
-    port = free_port()
-    with Stack(tmp_path, port=port, workers=0, say=said.append) as stack:
-        assert stack.url == f"http://127.0.0.1:{port}"
-        stack.api.kill()
-        assert call(stack.url, "GET", "/livez")[0] == 200
-        assert launchers.until(lambda: "API runs again" in said)
+    with hold_port() as held:
+        port = held.getsockname()[1]
+        with Stack(tmp_path, port=port, workers=0, say=said.append) as stack:
+            assert stack.url == f"http://127.0.0.1:{port}"
+            stack.api.kill()
+            assert call(stack.url, "GET", "/livez")[0] == 200
+            assert launchers.until(lambda: "API runs again" in said)
 
 
 def test_a_killed_postgres_comes_back_with_what_it_held(launchers, tmp_path):

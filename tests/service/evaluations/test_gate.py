@@ -173,6 +173,7 @@ def test_the_update_says_whether_the_gate_is_followed(
     promotion: Promotion, decision: Decision, on_inconclusive: OnInconclusive, step: str
 ) -> None:
     assert what_happens(Verdict(decision, ()), promotion, on_inconclusive) == step
+    assert what_happens(Verdict(decision, ()), promotion, on_inconclusive, champion_moved=True) == "hold"
 
 
 def test_eval_sets_too_small_to_decide_are_named_at_the_request() -> None:

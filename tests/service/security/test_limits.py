@@ -15,7 +15,6 @@ from redis import Redis
 
 from service.config import get_settings
 from service.embedded import ValkeyServer
-from service.embedded.ports import free_port
 from service.rate_limits import RateLimiter, get_rate_limiter
 from tests.scenes import World, make_client
 
@@ -40,7 +39,7 @@ def setting(monkeypatch: pytest.MonkeyPatch) -> Iterator[Setting]:
 @pytest.fixture
 def valkey(tmp_path: Path) -> Iterator[ValkeyServer]:
     """A Valkey of the test's own, to be taken away."""
-    with ValkeyServer(tmp_path / "data", logs_dir=tmp_path, password="own", port=free_port()) as server:
+    with ValkeyServer(tmp_path / "data", logs_dir=tmp_path, password="own") as server:
         yield server
 
 

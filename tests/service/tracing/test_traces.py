@@ -16,7 +16,7 @@ from structlog import get_logger, reset_defaults
 from service import tracing
 from service.config import Settings, get_settings
 from service.db import EVERY_TENANT, session_scope
-from service.embedded.ports import free_port
+from service.embedded.ports import hold_port
 from service.errors import ServiceError
 from service.logs import configure_logging
 from service.updates.leases import sweep_expired
@@ -222,7 +222,8 @@ def test_what_the_child_logs_names_the_trace(world: World, monkeypatch: pytest.M
 def useless_endpoint(request: pytest.FixtureRequest) -> Iterator[str]:
     """Where nobody listens, or somebody takes connections and never says a word."""
     if request.param == "away":
-        yield f"http://127.0.0.1:{free_port()}"
+        with hold_port() as held:  # no listener
+            yield f"http://127.0.0.1:{held.getsockname()[1]}"
         return
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
