@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from itertools import cycle
 from typing import Any
 
-import httpx
+import aiohttp
 
 TIMEOUT_SECONDS = 60.0
 
@@ -78,11 +78,11 @@ async def run(load: Load) -> Seen:
     sizes: list[int] = []
     left = iter(range(load.requests)) if load.requests is not None else None
     paths = cycle(load.paths)
-    limits = httpx.Limits(max_connections=load.clients, max_keepalive_connections=load.clients)
-    async with httpx.AsyncClient(
-        base_url=load.url, headers={"Authorization": f"Bearer {load.api_key}"}, limits=limits, timeout=TIMEOUT_SECONDS
+    async with aiohttp.ClientSession(
+        load.url, headers={"Authorization": f"Bearer {load.api_key}"}, auto_decompress=False,
+        connector=aiohttp.TCPConnector(limit=load.clients), timeout=aiohttp.ClientTimeout(TIMEOUT_SECONDS),
     ) as client:  # fmt: skip
-        await asyncio.gather(*(client.get("/livez") for _ in range(load.clients)))
+        await asyncio.gather(*(_ask(client, "GET", "/livez") for _ in range(load.clients)))
         began, cpu_began = time.perf_counter(), time.process_time()
         deadline = began + load.seconds
 
@@ -90,13 +90,13 @@ async def run(load: Load) -> Seen:
             while time.perf_counter() < deadline and (left is None or next(left, None) is not None):
                 sent = time.perf_counter()
                 try:
-                    answer = await client.request(load.method, next(paths), json=load.body)
-                except httpx.HTTPError as error:
+                    status, content = await _ask(client, load.method, next(paths), body=load.body)
+                except (aiohttp.ClientError, TimeoutError) as error:
                     errors[type(error).__name__] += 1
                 else:
-                    sizes.append(len(answer.content))
-                    if not answer.is_success:
-                        errors[f"{answer.status_code} {answer.text[:200]}"] += 1
+                    sizes.append(len(content))
+                    if not 200 <= status < 300:
+                        errors[f"{status} {content.decode(errors='replace')[:200]}"] += 1
                 latencies.append(time.perf_counter() - sent)
 
         await asyncio.gather(*(loop() for _ in range(load.clients)))
@@ -108,6 +108,11 @@ async def run(load: Load) -> Seen:
         errors=dict(errors),
         answer_bytes=int(statistics.median(sizes)) if sizes else 0,
     )
+
+
+async def _ask(client: aiohttp.ClientSession, method: str, path: str, body: Any = None) -> tuple[int, bytes]:
+    async with client.request(method, path, json=body) as answer:
+        return answer.status, await answer.read()
 
 
 if __name__ == "__main__":

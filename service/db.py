@@ -4,19 +4,31 @@ Every transaction first takes a role without login (`palimpsest_app` or `palimps
 tenant, so that row-level security applies even when the login itself is a superuser.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
-from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
-from sqlalchemy.orm import Session, SessionTransaction, sessionmaker
+from sqlalchemy import (
+    ARRAY,
+    ColumnElement,
+    Connection,
+    Engine,
+    any_,
+    create_engine,
+    event,
+    literal,
+    make_url,
+    text,
+)
+from sqlalchemy.orm import InstrumentedAttribute, Session, SessionTransaction, sessionmaker
 
 from service.bounded_connections import BoundedConnection, Server
 from service.config import get_settings
 from service.failpoints import reach
 
 Role = Literal["app", "worker"]
+Value = TypeVar("Value")
 EVERY_TENANT = "*"  # what a worker names while it looks for work; the app role can see nothing under it
 
 
@@ -106,3 +118,8 @@ def allow_statements_of(session: Session, *, seconds: int) -> None:
     bounded = connection.connection.driver_connection
     assert isinstance(bounded, BoundedConnection)  # noqa: S101  # the engine makes no others
     bounded.allow_statements_of(seconds)
+
+
+def among(column: InstrumentedAttribute[Value], values: Iterable[Value]) -> ColumnElement[bool]:
+    """The condition that a column has one of the values: one parameter, and so one statement, however many there are."""
+    return column == any_(literal(list(values), ARRAY(column.type)))

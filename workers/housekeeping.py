@@ -10,13 +10,13 @@ from collections.abc import Callable
 
 from redis import Redis
 from redis.exceptions import RedisError
-from sqlalchemy import ARRAY, Text, any_, literal, select
+from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
 from structlog import get_logger
 
 from service.artifacts import ArtifactStore, get_store
 from service.config import get_settings
-from service.db import EVERY_TENANT, session_scope
+from service.db import EVERY_TENANT, among, session_scope
 from service.errors import NotFound
 from service.logs import configure_logging
 from service.models import Update, Version
@@ -106,7 +106,7 @@ def sweep_store() -> int:
         kept = {
             sha256
             for column in (Version.artifact_sha256, Version.state_sha256)
-            for sha256 in session.scalars(select(column).where(column == any_(literal(old, ARRAY(Text)))))
+            for sha256 in session.scalars(select(column).where(among(column, old)))
         }
     deleted = 0
     for sha256 in set(old) - kept:

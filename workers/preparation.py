@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from service.artifacts import ArtifactDamaged, get_store
 from service.config import BaseCheckpoint, get_settings
-from service.db import session_scope
+from service.db import among, session_scope
 from service.errors import ServiceError
 from service.examples.queries import StoredExample, fresh_rows, rows_by_id
 from service.models import Model, Task, Update, Version, VersionTask
@@ -144,7 +144,7 @@ def _everything(
         .join(Task, Task.id == VersionTask.task_id)
         .where(
             VersionTask.model_id == model.id,
-            VersionTask.version.in_(parent.lineage),
+            among(VersionTask.version, parent.lineage),
             Task.deleted_at.is_(None),
         )
     )

@@ -8,6 +8,7 @@ from sqlalchemy import func, literal, select
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Session
 
+from service.db import among
 from service.evaluations.flip_history import FlipHistory, ScoredSet, flip_history
 from service.evaluations.outcomes import Outcomes, PackedOutcomes, carried_scores, mean_score, unpack
 from service.models import EvalSet, Model, Score
@@ -97,7 +98,7 @@ def load_flip_histories(
     wanted = list(task_ids)
     rows = session.execute(
         select(Score.task_id, Score.eval_set_id, Score.version, Score.correct).where(
-            Score.model_id == model.id, Score.version.in_(lineage), Score.task_id.in_(wanted)
+            Score.model_id == model.id, among(Score.version, lineage), among(Score.task_id, wanted)
         )
     ).all()
     ids = session.execute(

@@ -5,9 +5,19 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ARRAY, BigInteger, ColumnElement, Row, Select, and_, any_, func, literal, or_, select
+from sqlalchemy import (
+    ColumnElement,
+    Row,
+    Select,
+    and_,
+    exists,
+    func,
+    or_,
+    select,
+)
 from sqlalchemy.orm import Session
 
+from service.db import among
 from service.errors import NotFound
 from service.models import Example, ReplayEntry, Task
 
@@ -52,10 +62,10 @@ def fresh_rows(
         yield _stored(row)
 
 
-def count_fresh(session: Session, *, task_id: str, after_batch: int, up_to_batch: int) -> int:
-    """Returns how many rows `fresh_rows` would yield."""
+def has_fresh(session: Session, *, task_id: str, after_batch: int, up_to_batch: int) -> bool:
+    """Says whether `fresh_rows` would yield any row."""
     condition = _fresh(task_id=task_id, after_batch=after_batch, up_to_batch=up_to_batch)
-    return session.scalar(select(func.count()).select_from(Example).where(condition)) or 0
+    return bool(session.scalar(select(exists().where(condition))))
 
 
 def eval_ids(session: Session, *, task_id: str, cut: int) -> list[int]:
@@ -63,9 +73,20 @@ def eval_ids(session: Session, *, task_id: str, cut: int) -> list[int]:
     return list(session.scalars(select(Example.id).where(_eval(task_id, cut)).order_by(Example.id)))
 
 
-def count_eval(session: Session, *, task_id: str, cut: int) -> int:
-    """Returns the size of the task's eval set at `cut`."""
-    return session.scalar(select(func.count()).select_from(Example).where(_eval(task_id, cut))) or 0
+def eval_sizes(session: Session, *, task_ids: Sequence[str], cut: int) -> dict[str, int]:
+    """Returns the size of every task's eval set at `cut`, by the task's id."""
+    counted = (
+        select(Example.task_id, func.count())
+        .where(
+            among(Example.task_id, task_ids),
+            Example.split == "eval",
+            visible(cut),
+        )
+        .group_by(Example.task_id)
+    )
+    sizes = dict.fromkeys(task_ids, 0)
+    sizes.update({task_id: size for task_id, size in session.execute(counted)})  # noqa: C416  # rows are no pairs to mypy
+    return sizes
 
 
 def visible_labels(session: Session, *, task_id: str, split: str, cut: int) -> set[str]:
@@ -82,9 +103,7 @@ def rows_by_id(session: Session, ids: Sequence[int]) -> Iterator[StoredExample]:
     """Yields the rows with these ids, in the order asked for; ids of erased rows are left out."""
     for start in range(0, len(ids), ROWS_PER_FETCH):
         wanted = ids[start : start + ROWS_PER_FETCH]
-        rows = session.execute(
-            select(*_COLUMNS).where(Example.id == any_(literal(list(wanted), ARRAY(BigInteger))))
-        )
+        rows = session.execute(select(*_COLUMNS).where(among(Example.id, wanted)))
         found = {row.id: _stored(row) for row in rows}
         yield from (found[key] for key in wanted if key in found)
 
@@ -95,7 +114,7 @@ def count_stored(session: Session, ids: Sequence[int]) -> int:
         session.scalar(
             select(func.count())
             .select_from(Example)
-            .where(Example.id == any_(literal(list(ids[start : start + IDS_PER_COUNT]), ARRAY(BigInteger))))
+            .where(among(Example.id, ids[start : start + IDS_PER_COUNT]))
         )
         or 0
         for start in range(0, len(ids), IDS_PER_COUNT)

@@ -6,9 +6,10 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import ARRAY, BigInteger, ColumnElement, any_, literal, select
+from sqlalchemy import ColumnElement, select
 from sqlalchemy.orm import Session
 
+from service.db import among
 from service.dependencies import invalid_cursor, opaque_cursor, read_cursor
 from service.evaluations.flip_history import FlipHistory
 from service.evaluations.outcomes import Flags, Ids, Outcomes, flips, pair
@@ -184,7 +185,7 @@ def _stored(session: Session, *, ids: Ids, label: str | None) -> Flags:
 
 
 def _among(ids: Sequence[int]) -> ColumnElement[bool]:
-    return Example.id == any_(literal(ids, ARRAY(BigInteger)))  # one parameter, however many ids
+    return among(Example.id, ids)
 
 
 def _by_confidence(found: Flips) -> Ranks:

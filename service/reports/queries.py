@@ -3,9 +3,10 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import ARRAY, BigInteger, any_, func, literal, select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from service.db import among
 from service.dependencies import PageRequest, encode_cursor
 from service.errors import NotFound
 from service.evaluations.gate import Role, Verdict, from_json
@@ -62,7 +63,7 @@ def _guarded_from(task: Task, column: int, scores: Matrix) -> int | None:
 def _first_learnt(session: Session, *, model: Model, lineage: Sequence[int]) -> dict[str, int]:
     rows = session.execute(
         select(VersionTask.task_id, func.min(VersionTask.version))
-        .where(VersionTask.model_id == model.id, VersionTask.version.in_(lineage))
+        .where(VersionTask.model_id == model.id, among(VersionTask.version, lineage))
         .group_by(VersionTask.task_id)
     )
     return {task_id: version for task_id, version in rows}  # noqa: C416
@@ -219,8 +220,5 @@ def _page_of(session: Session, *, ids: Iterable[int], page: PageRequest) -> Sequ
     """The stored examples among `ids` from the page's start on; one more than its limit where there are more."""
     wanted = [example for example in ids if page.after is None or example > page.after]
     return session.scalars(
-        select(Example)
-        .where(Example.id == any_(literal(wanted, ARRAY(BigInteger))))  # one parameter, however many ids
-        .order_by(Example.id)
-        .limit(page.limit + 1)
+        select(Example).where(among(Example.id, wanted)).order_by(Example.id).limit(page.limit + 1)
     ).all()

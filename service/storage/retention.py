@@ -15,7 +15,6 @@ from sqlalchemy import (
     Delete,
     all_,
     and_,
-    any_,
     delete,
     func,
     literal,
@@ -27,6 +26,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
+from service.db import among
 from service.examples import statements
 from service.examples.commands import drop_derived, hold_erasures
 from service.examples.loading import allow_long_statements
@@ -103,7 +103,7 @@ def delete_old_examples(session: Session, *, model: str, limit: int) -> int:
     ids = list(session.scalars(old))
     if not ids:
         return 0
-    chosen = select(Example.id).where(Example.id == any_(literal(ids, ARRAY(BigInteger))))
+    chosen = select(Example.id).where(among(Example.id, ids))
     drop_derived(session, model_id=row.id, examples=chosen)
     return _count(session, delete(Example).where(Example.id.in_(chosen)))
 

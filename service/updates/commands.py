@@ -7,9 +7,10 @@ from sqlalchemy.orm import Session
 
 from service.audit.commands import record
 from service.config import get_settings
+from service.db import among
 from service.errors import Conflict, TooManyRequests, Unprocessable
 from service.evaluations.gate import GatePolicy, eval_size_warnings
-from service.examples.queries import count_eval, count_fresh, visible_labels
+from service.examples.queries import eval_sizes, has_fresh, visible_labels
 from service.models import AuditAction, Model, Task, Update, UpdateState, Version, VersionTask, new_id
 from service.queue import nudge_after_commit
 from service.registry.commands import promote
@@ -112,18 +113,18 @@ def _check_data(
 ) -> list[str]:
     """Returns the request's warnings; raises `Unprocessable` where the update could not be run or judged."""
     warnings = []
-    fresh_in_all = 0
+    any_fresh = False
+    _require_rows(session, tasks=tasks, cut=cut)
     for task in tasks:
-        _require_rows(session, task=task, cut=cut)
         after = (
             0 if request.relearn else learnt_up_to(session, model=model, lineage=parent.lineage, task=task)
         )
-        fresh = count_fresh(session, task_id=task.id, after_batch=after, up_to_batch=cut)
-        fresh_in_all += fresh
-        if fresh == 0:
+        if has_fresh(session, task_id=task.id, after_batch=after, up_to_batch=cut):
+            any_fresh = True
+        else:
             warnings.append(f"task '{task.name}' has no rows that version {parent.number} has not learnt")
     starts_from_base = strategies()[request.strategy.name].starts_from == "base"
-    if fresh_in_all == 0 and not starts_from_base:
+    if not any_fresh and not starts_from_base:
         raise Unprocessable(
             f"Version {parent.number} has learnt every row of {', '.join(task.name for task in tasks)} already. "
             "Add examples, or set relearn: true to take the rows again.",
@@ -153,7 +154,7 @@ def _boost_warnings(session: Session, *, model: Model, parent: Version) -> list[
     capacity = int(model.replay["capacity"])
     learnt = session.scalar(
         select(func.sum(VersionTask.rows)).where(
-            VersionTask.model_id == model.id, VersionTask.version.in_(parent.lineage)
+            VersionTask.model_id == model.id, among(VersionTask.version, parent.lineage)
         )
     )
     if int(learnt or 0) > capacity:
@@ -176,18 +177,20 @@ def _label_warnings(session: Session, *, tasks: Sequence[Task], parent: Version,
     return warnings
 
 
-def _require_rows(session: Session, *, task: Task, cut: int) -> None:
-    if count_fresh(session, task_id=task.id, after_batch=0, up_to_batch=cut) == 0:
-        raise Unprocessable(
-            f"The task '{task.name}' has no train examples, so nothing can be learnt from it. POST examples to it.",
-            code="no_train_data", param="tasks",
-        )  # fmt: skip
-    if count_eval(session, task_id=task.id, cut=cut) == 0:
-        raise Unprocessable(
-            f"The task '{task.name}' has no eval data, so what is learnt could not be measured. POST examples with "
-            '"split": "eval" (without a split, one row in ten becomes eval by itself).',
-            code="no_eval_data", param="tasks",
-        )  # fmt: skip
+def _require_rows(session: Session, *, tasks: Sequence[Task], cut: int) -> None:
+    sizes = eval_sizes(session, task_ids=[task.id for task in tasks], cut=cut)
+    for task in tasks:
+        if not has_fresh(session, task_id=task.id, after_batch=0, up_to_batch=cut):
+            raise Unprocessable(
+                f"The task '{task.name}' has no train examples, so nothing can be learnt from it. POST examples to it.",
+                code="no_train_data", param="tasks",
+            )  # fmt: skip
+        if sizes[task.id] == 0:
+            raise Unprocessable(
+                f"The task '{task.name}' has no eval data, so what is learnt could not be measured. POST examples with "
+                '"split": "eval" (without a split, one row in ten becomes eval by itself).',
+                code="no_eval_data", param="tasks",
+            )  # fmt: skip
 
 
 def _gate_warnings(session: Session, *, model: Model, parent: Version, cut: int) -> list[str]:
@@ -196,7 +199,7 @@ def _gate_warnings(session: Session, *, model: Model, parent: Version, cut: int)
         .join(VersionTask, (VersionTask.task_id == Task.id))
         .where(
             VersionTask.model_id == model.id,
-            VersionTask.version.in_(parent.lineage),
+            among(VersionTask.version, parent.lineage),
             Task.deleted_at.is_(None),
         )
         .distinct()
@@ -207,15 +210,20 @@ def _gate_warnings(session: Session, *, model: Model, parent: Version, cut: int)
         select(Task.id, Task.name).where(Task.model_id == model.id, Task.guarded, Task.deleted_at.is_(None))
     )
     judged = {task_id: name for task_id, name in [*old, *guarded]}  # noqa: C416  # rows are no pairs to mypy
-    sizes = {name: count_eval(session, task_id=task_id, cut=cut) for task_id, name in judged.items()}
-    return eval_size_warnings(GatePolicy(**model.gate), sizes) if sizes else []
+    if not judged:
+        return []
+    counted = eval_sizes(session, task_ids=list(judged), cut=cut)
+    sizes = {name: counted[task_id] for task_id, name in judged.items()}
+    return eval_size_warnings(GatePolicy(**model.gate), sizes)
 
 
 def learnt_up_to(session: Session, *, model: Model, lineage: Sequence[int], task: Task) -> int:
     """Returns the last ingest batch of `task` that the lineage has learnt, 0 where it never learnt the task."""
     learnt = session.scalar(
         select(func.max(VersionTask.up_to_batch)).where(
-            VersionTask.model_id == model.id, VersionTask.version.in_(lineage), VersionTask.task_id == task.id
+            VersionTask.model_id == model.id,
+            among(VersionTask.version, lineage),
+            VersionTask.task_id == task.id,
         )
     )
     return learnt or 0

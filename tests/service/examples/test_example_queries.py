@@ -6,7 +6,7 @@ from httpx import Response
 from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
-from service.examples.queries import count_eval, count_fresh, eval_ids, fresh_rows, rows_by_id, visible
+from service.examples.queries import eval_ids, eval_sizes, fresh_rows, has_fresh, rows_by_id, visible
 from service.models import Example, Task
 
 Post = Callable[..., Response]
@@ -29,7 +29,11 @@ def test_fresh_rows_are_those_between_two_cuts_in_the_order_of_the_body(post: Po
     post({"text": "three", "label": "a", "split": "train"})
     assert fresh(session, 0, 1) == [("one 3", "a"), ("one 1", "a"), ("one 2", "a")]
     assert fresh(session, 1, 2) == [("two", "a")]
-    assert count_fresh(session, task_id=task_id(session), after_batch=0, up_to_batch=3) == 5
+    has = {
+        after: has_fresh(session, task_id=task_id(session), after_batch=after, up_to_batch=3)
+        for after in (0, 2, 3)
+    }
+    assert has == {0: True, 2: True, 3: False}
 
 
 def test_a_cut_shows_the_row_that_stood_then(post: Post, session: Session) -> None:
@@ -47,7 +51,8 @@ def test_an_eval_set_is_the_visible_eval_rows_by_id(post: Post, session: Session
     before, after = (eval_ids(session, task_id=task_id(session), cut=cut) for cut in (1, 2))
     assert before == sorted(before)
     assert (len(before), len(after), len({*before, *after})) == (3, 4, 5)
-    assert count_eval(session, task_id=task_id(session), cut=2) == 4
+    of_task = task_id(session)
+    assert eval_sizes(session, task_ids=[of_task, "none"], cut=2) == {of_task: 4, "none": 0}
 
 
 def test_rows_come_back_in_the_order_of_the_ids_without_erased_ones(post: Post, session: Session) -> None:

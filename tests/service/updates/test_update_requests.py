@@ -2,11 +2,15 @@
 
 import socket
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 from fastapi.testclient import TestClient
+from sqlalchemy import event
 
 from service.config import get_settings
+from service.db import engine_for
 from service.updates import commands
 from tests.scenes import World
 
@@ -195,3 +199,32 @@ def test_a_parameter_that_is_no_number_is_refused(ready: World) -> None:
         "/v1/models/triage/updates", content=body, headers={"Content-Type": "application/json"}
     )
     assert ready.problem(answer) == (422, "invalid_strategy_parameters")
+
+
+def test_a_request_costs_a_model_with_many_tasks_no_more_statements(ready: World) -> None:
+    counts = []
+    for tasks in (range(1), range(1, 4)):
+        for number in tasks:
+            path = f"/v1/models/triage/tasks/guarded-{number}"
+            ready.ok(ready.client.put(path, json={"guarded": True}))
+            ready.examples(f"guarded-{number}", [{"text": f"text {number}", "label": "os", "split": "eval"}])
+        ready.request("one")  # what is asked once only
+        with recorded_statements() as statements:
+            update = ready.request("one")
+        counts.append((len(statements), len(update["warnings"])))
+    assert [warnings for _, warnings in counts] == [1, 4]  # of eval sets that are too small to judge
+    assert counts[0][0] == counts[1][0]
+
+
+@contextmanager
+def recorded_statements() -> Iterator[list[str]]:
+    """Every statement that the database is sent in the block."""
+    statements: list[str] = []
+
+    def note(_connection: object, _cursor: object, statement: str, *_rest: object) -> None:
+        statements.append(statement)
+
+    engine = engine_for(get_settings().database_url)
+    event.listen(engine, "before_cursor_execute", note)
+    yield statements
+    event.remove(engine, "before_cursor_execute", note)
