@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import promql_parser
 import psycopg
 import pytest
 import yaml
 from fastapi.testclient import TestClient
+from prometheus_client import Counter, Histogram
 from prometheus_client.parser import text_string_to_metric_families
 
 from service.config import Settings
@@ -181,7 +183,7 @@ def test_a_backup_of_a_postgres_of_ones_own_goes_into_another(world: World, tmp_
 
 
 def exported(client: TestClient) -> dict[str, set[str]]:
-    """Every sample name the service may export, with the labels seen on it."""
+    """Every sample name the service may export, with its labels."""
     from service.metrics.http import registry
 
     for _ in range(2):  # the second scrape has counted the first
@@ -191,20 +193,37 @@ def exported(client: TestClient) -> dict[str, set[str]]:
         for family in text_string_to_metric_families(text)
         for sample in family.samples
     }
-    for family in registry.collect():  # a labelled metric exports nothing before its first event
-        if family.type == "counter":
-            names.setdefault(f"{family.name}_total", set())
-        if family.type == "histogram":
-            names.setdefault(f"{family.name}_bucket", {"le"})
+    # A labelled metric exports nothing before its first event.
+    for metric in list(registry._collector_to_names):
+        if isinstance(metric, Counter):
+            names[f"{metric._name}_total"] = set(metric._labelnames)
+        elif isinstance(metric, Histogram):
+            names[f"{metric._name}_bucket"] = {*metric._labelnames, "le"}
     return names
+
+
+def selectors(expression: promql_parser.Expr) -> list[promql_parser.VectorSelector]:
+    """Every selection of series in a PromQL expression."""
+    found: list[promql_parser.VectorSelector] = []
+
+    def note(node: promql_parser.Expr) -> None:
+        if isinstance(node, promql_parser.VectorSelector):
+            found.append(node)
+
+    promql_parser.walk(expression, note)
+    return found
 
 
 def test_alerts_speak_only_of_metrics_that_the_service_exports(client: TestClient) -> None:
     names = exported(client)
+    names["up"] = set()  # Prometheus' own
     for rule in RULES:
-        used = set(re.findall(r"\b(?:palimpsest|http)_[a-z_]+", rule["expr"]))
-        assert used <= names.keys(), rule["alert"]
-        assert used or rule["alert"] == "PalimpsestDown"
+        expression = promql_parser.parse(rule["expr"])
+        assert isinstance(expression, promql_parser.BinaryExpr), "an alert compares"
+        for selector in selectors(expression):
+            assert selector.name in names, rule["alert"]
+            matched = {matcher.name for matcher in selector.matchers.matchers}
+            assert matched <= {*names[selector.name], "job"}, rule["alert"]
 
 
 def test_alerts_are_well_formed_and_each_is_explained_in_the_guide() -> None:
@@ -215,8 +234,6 @@ def test_alerts_are_well_formed_and_each_is_explained_in_the_guide() -> None:
         assert durations.fullmatch(rule.get("for", "1s"))
         assert rule["labels"]["severity"] in ("critical", "warning", "info")
         assert rule["annotations"]["summary"]
-        for opening, closing in ("()", "[]", "{}"):
-            assert rule["expr"].count(opening) == rule["expr"].count(closing), rule["alert"]
     explained = re.findall(r"^\| `(Palimpsest\w+)` \|", GUIDE, re.MULTILINE)
     assert explained == [rule["alert"] for rule in RULES]
 
