@@ -157,6 +157,11 @@ class Settings(BaseSettings):
 
     # Updates
     max_attempts: int = Field(default=3, ge=1)
+    retry_seconds: float = Field(
+        default=15.0,
+        ge=0,
+        description="wait after an update's first failed attempt; four times as long after each further one",
+    )
     lease_seconds: float = Field(default=30.0, gt=0)
     heartbeat_seconds: float = Field(default=5.0, gt=0)
     sweep_seconds: float = Field(default=3.0, gt=0)

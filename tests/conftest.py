@@ -38,6 +38,7 @@ def pytest_configure() -> None:
             "PALIMPSEST_WORK_DIR": str(SCRATCH / "work"),
             "PALIMPSEST_BASE_CACHE_DIR": os.environ.get("PALIMPSEST_BASE_CACHE_DIR", str(BASES)),
             "PALIMPSEST_SWEEP_SECONDS": "0.5",
+            "PALIMPSEST_RETRY_SECONDS": "0",
             "PALIMPSEST_TORCH_THREADS": "1",
             "OMP_NUM_THREADS": "1",
             "TOKENIZERS_PARALLELISM": "false",

@@ -72,6 +72,7 @@ class Update(OwnedByTenant, Base):
     max_attempts: Mapped[int]
     worker: Mapped[str | None]
     lease_expires_at: Mapped[datetime | None]
+    next_attempt_at: Mapped[datetime | None]  # after a failed attempt: not claimed before
     cancel_requested_at: Mapped[datetime | None]
     rescore_requested_at: Mapped[datetime | None]  # held, and the champion moved since it was compared
     progress: Mapped[dict[str, Any] | None]

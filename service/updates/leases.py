@@ -12,14 +12,18 @@ from sqlalchemy import Interval, cast, func, literal, select, text, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
+from service.config import get_settings
 from service.models import Update, UpdateState
 from service.updates.states import ACTIVE, change_state, record_event
 
-# The head of each model's queue, where the model has no active update; tenants take turns: fewest active
+RETRY_GROWTH = 4.0
+LONGEST_RETRY_SECONDS = 900.0
+
+# The head of each model's queue, where the model has no active update and the head waits for no further attempt; tenants take turns: fewest active
 # updates first, then whoever waited longest since its last start.
 QUEUE_HEADS = text("""
     WITH heads AS (
-        SELECT DISTINCT ON (tenant_id, model_id) tenant_id, model_id, id, seq
+        SELECT DISTINCT ON (tenant_id, model_id) tenant_id, model_id, id, seq, next_attempt_at
         FROM updates WHERE state = 'queued' ORDER BY tenant_id, model_id, seq
     ), tenants_now AS (
         SELECT tenant_id,
@@ -28,7 +32,7 @@ QUEUE_HEADS = text("""
         FROM updates WHERE tenant_id IN (SELECT tenant_id FROM heads) GROUP BY tenant_id
     )
     SELECT heads.id FROM heads JOIN tenants_now USING (tenant_id)
-    WHERE NOT EXISTS (
+    WHERE (heads.next_attempt_at IS NULL OR heads.next_attempt_at <= now()) AND NOT EXISTS (
         SELECT FROM updates a WHERE a.tenant_id = heads.tenant_id AND a.model_id = heads.model_id
         AND a.state IN ('training', 'evaluating'))
     ORDER BY active, last_start NULLS FIRST, seq LIMIT 20
@@ -36,7 +40,7 @@ QUEUE_HEADS = text("""
 # Held candidates whose verdict speaks of a champion that has moved.
 STALE_VERDICTS = text("""
     SELECT u.id FROM updates u WHERE u.state = 'awaiting_approval' AND u.rescore_requested_at IS NOT NULL
-    AND NOT EXISTS (
+    AND (u.next_attempt_at IS NULL OR u.next_attempt_at <= now()) AND NOT EXISTS (
         SELECT FROM updates a WHERE a.tenant_id = u.tenant_id AND a.model_id = u.model_id
         AND a.state IN ('training', 'evaluating'))
     ORDER BY u.rescore_requested_at LIMIT 20
@@ -100,7 +104,7 @@ def _claim(
         with session.begin_nested():
             row = change_state(
                 session, update_id=update_id, to=target, only_from=[source], data={"worker": worker},
-                fence=None, worker=worker, lease_expires_at=_expiry(lease_seconds),
+                fence=None, worker=worker, lease_expires_at=_from_now(lease_seconds), next_attempt_at=None,
                 started_at=func.coalesce(Update.started_at, func.now()),
             )  # fmt: skip
             if row is None:
@@ -117,15 +121,15 @@ def _claim(
     )  # fmt: skip
 
 
-def _expiry(lease_seconds: float) -> Any:
-    return func.now() + cast(literal(f"{lease_seconds} seconds"), Interval)
+def _from_now(seconds: float) -> Any:
+    return func.now() + cast(literal(f"{seconds} seconds"), Interval)
 
 
 def renew_lease(
     session: Session, *, claim: Claim, lease_seconds: float, progress: Mapping[str, Any] | None
 ) -> LeaseState:
     """Extends the lease and writes the progress; tells whether the claim still holds and a cancel was asked for."""
-    values: dict[str, Any] = {"lease_expires_at": _expiry(lease_seconds)}
+    values: dict[str, Any] = {"lease_expires_at": _from_now(lease_seconds)}
     if progress is not None:
         values["progress"] = dict(progress)
     row = session.execute(
@@ -204,6 +208,7 @@ def fail_attempt(
 ) -> UpdateState | None:
     """Counts a failed attempt: the update is queued again while attempts are left, else it fails.
 
+    The next attempt waits `retry_seconds`, and four times as long each further time: a full disk takes a while to be seen to.
     `final` fails it at once: the error would come again. One whose cancellation was asked for is cancelled. Returns
     the new state, None when the claim is lost.
     """
@@ -213,11 +218,12 @@ def fail_attempt(
     if row.cancel_requested_at is not None:
         cancel_claimed(session, claim=claim)
         return UpdateState.CANCELLED
-    return _use_attempt(session, row=row, code=code, message=message, final=final)
+    wait_seconds = min(get_settings().retry_seconds * RETRY_GROWTH**row.attempts_used, LONGEST_RETRY_SECONDS)
+    return _use_attempt(session, row=row, code=code, message=message, final=final, wait_seconds=wait_seconds)
 
 
 def _use_attempt(
-    session: Session, *, row: Update, code: str, message: str, final: bool
+    session: Session, *, row: Update, code: str, message: str, final: bool, wait_seconds: float
 ) -> UpdateState | None:
     used = row.attempts_used + 1
     error = {"code": code, "message": message, "attempt": used}
@@ -227,6 +233,7 @@ def _use_attempt(
     changed = change_state(
         session, update_id=row.id, to=to, only_from=ACTIVE, fence=row.fence, data=error,
         attempts_used=min(used, row.max_attempts), error=error,
+        next_attempt_at=_from_now(wait_seconds) if to == retry and wait_seconds else None,
     )  # fmt: skip
     return to if changed is not None else None
 
@@ -250,7 +257,8 @@ def sweep_expired(session: Session) -> list[str]:
             )
             continue
         message = f"the worker {row.worker} stopped renewing its lease; it was killed, hung, or cut off from the database"
-        _use_attempt(session, row=row, code="lease_expired", message=message, final=False)
+        # Without a pause: it has waited for its lease to run out.
+        _use_attempt(session, row=row, code="lease_expired", message=message, final=False, wait_seconds=0.0)
     return [row.id for row in rows]
 
 

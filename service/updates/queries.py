@@ -68,7 +68,7 @@ def update_read(update: Update, *, model: Model, names: dict[str, str]) -> Updat
         {
             **{name: getattr(update, name) for name in (
                 "id", "training", "replay", "relearn", "promotion", "warnings", "parent_version", "version", "compared_with",
-                "verdict", "decided_by", "progress", "max_attempts", "error", "requested_by", "request_id", "created_at",
+                "verdict", "decided_by", "progress", "max_attempts", "next_attempt_at", "error", "requested_by", "request_id", "created_at",
                 "started_at", "finished_at")},
             "model": model.name,
             "status": update.state,

@@ -153,6 +153,9 @@ class UpdateRead(BaseModel):
     progress: Progress | None
     attempt: int = Field(description="1 for the first; rises when an attempt fails, not when a worker stops")
     max_attempts: int
+    next_attempt_at: datetime | None = Field(
+        description="After a failed attempt: it is not tried again before; null otherwise"
+    )
     error: UpdateError | None
     cancel_requested: bool
     requested_by: str

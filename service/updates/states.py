@@ -54,7 +54,7 @@ def change_state(
     if fence is not None:
         statement = statement.where(Update.fence == fence)
     if to in FINISHED:
-        values["finished_at"] = func.now()
+        values |= {"finished_at": func.now(), "next_attempt_at": None}
     if to not in ACTIVE:
         values |= {"worker": None, "lease_expires_at": None, "progress": None}
     row = session.scalar(

@@ -256,8 +256,9 @@ def test_every_setting_the_guide_names_exists_and_its_defaults_are_true() -> Non
         ("256 MiB", "MAX_BODY_BYTES", 2**20), ("16 MiB", "MAX_JSON_BODY_BYTES", 2**20), ("1 MiB", "MAX_ROW_BYTES", 2**20),
         ("10,000", "MAX_LABELS_PER_MODEL", 1), ("1,000", "MAX_QUEUED_UPDATES_PER_TENANT", 1),
         ("30,000", "RATE_LIMIT_PER_MINUTE", 1), ("3", "MAX_ATTEMPTS", 1), ("30 s", "LEASE_SECONDS", 1),
+        ("15 s", "RETRY_SECONDS", 1),
     ):  # fmt: skip
-        assert f"| {text} | `PALIMPSEST_{setting}` |" in GUIDE
+        assert f"| {text} | `PALIMPSEST_{setting}`" in GUIDE
         assert int(text.split()[0].replace(",", "")) * unit == defaults[f"PALIMPSEST_{setting}"]
 
 
