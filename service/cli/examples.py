@@ -125,8 +125,9 @@ def erase_subject(
 
     def view(erased: Json) -> None:
         print_facts([
-            ("deleted", erased["deleted"]), ("versions that learnt from it", erased["versions"]),
+            ("erasure", erased["id"]), ("deleted", erased["deleted"]), ("versions that learnt from it", erased["versions"]),
             ("versions built on those", erased["inherited_by"]),
+            ("to rebuild", f"palimpsest erasure rebuild {model} {erased['id']}" if erased["rebuild"] else "nothing"),
         ])  # fmt: skip
 
     call.show(call.api.delete(path("models", model, "examples"), subject=subject), view)

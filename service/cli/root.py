@@ -8,6 +8,7 @@ import typer
 from service.cli import (
     backups,
     champions,
+    erasures,
     examples,
     inventory,
     keys,
@@ -47,7 +48,7 @@ for group, panel in ((operating, OPERATING), (backups, OPERATING), (login, CALLI
         command.rich_help_panel = panel
     app.add_typer(group.app)
 for name, typers in (
-    ("model", models.app), ("task", tasks.app), ("examples", examples.app), ("update", updates.app),
+    ("model", models.app), ("task", tasks.app), ("examples", examples.app), ("erasure", erasures.app), ("update", updates.app),
     ("version", versions.app), ("report", reports.report), ("gate", reports.gate), (None, champions.app),
     (None, inventory.app), ("strategies", inventory.strategies), ("keys", keys.app),
 ):  # fmt: skip

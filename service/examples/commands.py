@@ -1,20 +1,20 @@
-"""Writes of examples: ingest, deletion, erasure of a data subject."""
+"""Writes of examples: ingest, deletion."""
 
 from collections.abc import Iterable
 from typing import Literal
 
-from sqlalchemy import CursorResult, Select, delete, func, select, text
+from sqlalchemy import Select, delete, select, text
 from sqlalchemy.orm import Session
 
 from service.audit.commands import record
 from service.config import get_settings
 from service.errors import Unprocessable
 from service.examples.loading import Loaded, Loading, Rejections, allow_long_statements
-from service.examples.queries import example_not_found, has_public_id, versions_that_learnt
+from service.examples.queries import descendants, example_not_found, has_public_id, versions_that_learnt
 from service.examples.quota import check_quota
 from service.examples.rows import Row, RowError, RowRules
-from service.examples.schemas import ErasureRead, IngestRead, RowProblemRead
-from service.models import AuditAction, Example, Model, Task, Version
+from service.examples.schemas import IngestRead, RowProblemRead
+from service.models import AuditAction, Example, Model, Task
 from service.registry.commands import drop_states
 from service.tasks.queries import describe_task
 
@@ -87,25 +87,6 @@ def delete_example(session: Session, *, task: Task, example: str, actor: str) ->
     )  # fmt: skip
 
 
-def erase_subject(session: Session, *, model: Model, subject: str, actor: str) -> ErasureRead:
-    """Deletes every row of the data subject in the model, and says which versions were trained on any."""
-    allow_long_statements(session)
-    hold_erasures(session, model_id=model.id)
-    rows = select(Example.id).where(Example.model_id == model.id, Example.subject == subject)
-    # Locked first: a version that is just admitting one of the rows commits before it is asked for below.
-    session.execute(select(func.count()).select_from(rows.with_for_update().subquery()))
-    versions = versions_that_learnt(session, model_id=model.id, examples=rows)
-    inherited_by = _descendants(session, model_id=model.id, versions=versions)
-    drop_states(session, model_id=model.id, versions=[*versions, *inherited_by])
-    deleted = session.execute(delete(Example).where(Example.model_id == model.id, Example.subject == subject))
-    assert isinstance(deleted, CursorResult)  # noqa: S101  # only such results count rows
-    record(
-        session, tenant=model.tenant_id, actor=actor, action=AuditAction.SUBJECT_ERASED, target=model.id,
-        deleted=deleted.rowcount, versions=versions, inherited_by=inherited_by,
-    )  # fmt: skip
-    return ErasureRead(deleted=deleted.rowcount, versions=versions, inherited_by=inherited_by)
-
-
 def erase_task(session: Session, *, task: Task) -> None:
     """Deletes every row of the task."""
     allow_long_statements(session)
@@ -117,15 +98,8 @@ def erase_task(session: Session, *, task: Task) -> None:
 def drop_derived(session: Session, *, model_id: str, examples: Select[int]) -> None:
     """Drops what strategies derived from the examples: Fisher information, Gram matrices, soft targets."""
     versions = versions_that_learnt(session, model_id=model_id, examples=examples)
-    inherited_by = _descendants(session, model_id=model_id, versions=versions)
+    inherited_by = descendants(session, model_id=model_id, versions=versions)
     drop_states(session, model_id=model_id, versions=[*versions, *inherited_by])
-
-
-def _descendants(session: Session, *, model_id: str, versions: list[int]) -> list[int]:
-    statement = select(Version.number).where(
-        Version.model_id == model_id, Version.lineage.overlap(versions), Version.number.not_in(versions)
-    )
-    return list(session.scalars(statement.order_by(Version.number))) if versions else []
 
 
 def _invalid(rejections: Rejections, *, rows: int) -> Unprocessable:

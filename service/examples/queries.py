@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 
 from service.db import among
 from service.errors import NotFound
-from service.models import Example, ReplayEntry, Task
+from service.models import Example, ReplayEntry, Task, Version
 
 ROWS_PER_FETCH = 2000
 IDS_PER_COUNT = 100_000
@@ -170,6 +170,16 @@ def versions_that_learnt(session: Session, *, model_id: str, examples: Select[in
         .order_by(ReplayEntry.version)
     )
     return list(session.scalars(statement))
+
+
+def descendants(session: Session, *, model_id: str, versions: Sequence[int]) -> list[int]:
+    """Returns the numbers of the versions built on any of these, those themselves left out."""
+    if not versions:
+        return []
+    statement = select(Version.number).where(
+        Version.model_id == model_id, Version.lineage.overlap(list(versions)), Version.number.not_in(versions)
+    )
+    return list(session.scalars(statement.order_by(Version.number)))
 
 
 def _fresh(*, task_id: str, after_batch: int, up_to_batch: int) -> ColumnElement[bool]:

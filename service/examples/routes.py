@@ -12,8 +12,8 @@ from service.errors import problem_responses
 from service.examples import commands, queries
 from service.examples.bodies import rows_of
 from service.examples.openapi import INGEST_BODY
-from service.examples.rows import MAX_ID_LENGTH, MAX_SUBJECT_LENGTH
-from service.examples.schemas import ErasureRead, ExampleRead, IngestRead, Split
+from service.examples.rows import MAX_ID_LENGTH
+from service.examples.schemas import NO_NUL, ExampleRead, IngestRead, Split, SubjectQuery
 from service.examples.spool import spooled_body
 from service.idempotency import StreamIdempotencyDep
 from service.models import Example
@@ -25,7 +25,6 @@ from service.turns import TurnDep
 
 router = APIRouter(tags=["Examples"])
 
-NO_NUL = r"^[^\x00]*$"
 ExamplePath = Annotated[
     str,
     Path(
@@ -36,12 +35,6 @@ ExamplePath = Annotated[
         description="Your id of the row, or the `ex_…` it was given",
     ),
 ]
-SubjectQuery = Query(
-    min_length=1,
-    max_length=MAX_SUBJECT_LENGTH,
-    pattern=NO_NUL,
-    description="Whose data it is, as sent with the rows",
-)
 
 
 def _may_ingest(model: ModelPath, task: TaskPath, principal: Ingester) -> None:
@@ -143,20 +136,6 @@ def delete_example(
     """Deletes one row for good, with the rows it replaced. In a replay buffer the next in rank takes its place."""
     row = get_task(session, model=get_model(session, model=model), task=task)
     commands.delete_example(session, task=row, example=example, actor=principal.actor)
-
-
-@router.delete("/models/{model}/examples", summary="Erase a data subject")
-def erase_subject(
-    model: ModelPath,
-    principal: Ingester,
-    session: SessionDep,
-    subject: Annotated[str, SubjectQuery],
-) -> ErasureRead:
-    """Deletes every example of one data subject, in all tasks of the model, and says which versions had learnt
-    from any of them. Versions are immutable: retrain with `joint` and retire them where that is required.
-    """
-    owner = get_model(session, model=model)
-    return commands.erase_subject(session, model=owner, subject=subject, actor=principal.actor)
 
 
 def _read(row: Example) -> ExampleRead:

@@ -3,12 +3,20 @@
 from datetime import datetime
 from typing import Any, Literal
 
+from fastapi import Query
 from pydantic import BaseModel, ConfigDict, Field
 
 from service.examples.rows import MAX_ID_LENGTH, MAX_SUBJECT_LENGTH
 from service.tasks.schemas import TaskRead
 
 Split = Literal["train", "eval"]
+NO_NUL = r"^[^\x00]*$"
+SubjectQuery = Query(
+    min_length=1,
+    max_length=MAX_SUBJECT_LENGTH,
+    pattern=NO_NUL,
+    description="Whose data it is, as sent with the rows",
+)
 
 
 class Message(BaseModel):
@@ -102,13 +110,3 @@ class ExampleRead(BaseModel):
     metadata: dict[str, Any] | None
     batch: int = Field(description="The ingest batch that brought the row")
     created_at: datetime
-
-
-class ErasureRead(BaseModel):
-    """What the erasure of a data subject removed, and which versions still carry what they learnt from it."""
-
-    deleted: int
-    versions: list[int] = Field(description="Versions that were trained on the subject's examples")
-    inherited_by: list[int] = Field(
-        description="Further versions built on those, which carry the learning on and may have rehearsed the examples"
-    )

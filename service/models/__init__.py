@@ -2,6 +2,7 @@
 
 from service.models.audit import AuditAction, AuditEntry
 from service.models.base import Base, new_id
+from service.models.erasure import Erasure
 from service.models.evaluation import EvalSet, Score
 from service.models.example import Example
 from service.models.idempotency import IdempotencyKey
@@ -19,6 +20,7 @@ __all__ = [
     "AuditAction",
     "AuditEntry",
     "Base",
+    "Erasure",
     "EvalSet",
     "Example",
     "IdempotencyKey",

@@ -31,6 +31,9 @@ class AuditAction(StrEnum):
     TASK_DELETED = "task.deleted"  # the task; its name and model
     EXAMPLE_DELETED = "example.deleted"  # the task; the internal ids of the deleted rows
     SUBJECT_ERASED = "subject.erased"  # the model; how many rows and which versions, never the subject
+    VERSIONS_RETIRED = (
+        "versions.retired"  # the model; the erasure and the versions whose adapters were removed
+    )
 
 
 class AuditEntry(OwnedByTenant, Base):

@@ -25,6 +25,7 @@ BODIES: dict[str, object] = {
     "PUT /v1/models/{model}/aliases/{alias}": {"version": 0},
     "POST /v1/models/{model}/rollback": {"reason": "theft"},
     "POST /v1/models/{model}/gate:simulate": {},
+    "POST /v1/models/{model}/erasures/{erasure}/rebuild": {},
     "POST /v1/models/{model}/updates": {"tasks": ["one"]},
     "POST /v1/models/{model}/tasks/{task}/examples": {"examples": [{"text": "planted", "label": "math"}]},
 }
@@ -37,6 +38,7 @@ WITHOUT_IDS = {
     "POST /v1/keys": 422,
     "GET /v1/audit": 200,
     "GET /v1/storage": 200,
+    "GET /v1/signing-key": 200,  # the service's, the same for all
     "GET /v1/strategies": 200,
     "GET /v1/strategies/{strategy}": 200,
     "GET /livez": 200,
@@ -67,6 +69,7 @@ def things(world: World) -> dict[str, list[str]]:
     world.examples("one", [{"id": "row", "text": "one of jane's", "label": "math", "subject": "jane"}])
     update = world.request("one")
     key = world.get("/keys")["data"][0]
+    erasure = world.ok(world.client.delete("/v1/models/triage/examples", params={"subject": "nobody"}))
     return {
         "model": [model["name"], model["id"]],
         "task": ["one"],
@@ -75,6 +78,7 @@ def things(world: World) -> dict[str, list[str]]:
         "alias": ["champion"],
         "update": [update["id"]],
         "key_id": [key["id"], key["prefix"]],
+        "erasure": [erasure["id"]],
     }
 
 
