@@ -54,7 +54,7 @@ def upgrade() -> None:
         sa.Column("id", sa.Text(), nullable=False),
         _seq(),
         sa.Column("webhook_id", sa.Text(), nullable=False),
-        sa.Column("secret", sa.Text(), nullable=False),
+        sa.Column("sealed", sa.LargeBinary(), nullable=False),
         sa.Column("expires_at", sa.DateTime(timezone=True), nullable=True),
         _created_at(),
         *_keys("webhook_secrets"),

@@ -54,7 +54,7 @@ class Webhook(OwnedByTenant, Base):
 class WebhookSecret(OwnedByTenant, Base):
     """A secret that a webhook's messages are signed with, until `expires_at`.
 
-    It must be readable to sign; but only workers may read the column `secret`, the API's role can only write it.
+    `sealed` is the secret under a key derived from the pepper. Only workers may read it; the API's role can only write it.
     """
 
     __tablename__ = "webhook_secrets"
@@ -68,7 +68,7 @@ class WebhookSecret(OwnedByTenant, Base):
     id: Mapped[str] = mapped_column(primary_key=True)
     seq: Mapped[int] = mapped_column(server_default=text("nextval('row_seq')"))
     webhook_id: Mapped[str]
-    secret: Mapped[str] = mapped_column(deferred=True, deferred_raiseload=True)
+    sealed: Mapped[bytes] = mapped_column(deferred=True, deferred_raiseload=True)
     expires_at: Mapped[datetime | None]  # null: the present one
     created_at: Mapped[datetime] = created_at()
 

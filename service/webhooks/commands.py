@@ -24,6 +24,7 @@ from service.webhooks.addresses import parse_url
 from service.webhooks.outbox import tell_of_test
 from service.webhooks.queries import get_delivery, get_webhook
 from service.webhooks.schemas import WebhookChange, WebhookCreate
+from service.webhooks.sealing import seal
 
 SECRET_BYTES = 32  # Standard Webhooks asks for 24 to 64
 MOST_PENDING_FOR_A_TEST = 10
@@ -60,8 +61,13 @@ def _stored(events: list[EventType] | None) -> list[str] | None:
 def _add_secret(session: Session, *, webhook: Webhook) -> str:
     secret = f"whsec_{base64.b64encode(secrets.token_bytes(SECRET_BYTES)).decode()}"
     session.add(
-        WebhookSecret(tenant_id=webhook.tenant_id, id=new_id("whs"), webhook_id=webhook.id, secret=secret)
-    )
+        WebhookSecret(
+            tenant_id=webhook.tenant_id,
+            id=new_id("whs"),
+            webhook_id=webhook.id,
+            sealed=seal(secret, owner=webhook.id),
+        )
+    )  # fmt: skip
     session.flush()
     return secret
 

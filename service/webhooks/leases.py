@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 from service.models import DeliveryState, Webhook, WebhookDelivery, WebhookSecret
 from service.webhooks.commands import switch_off
 from service.webhooks.schedule import MAX_TRIES, is_given_up, pause_seconds, retry_after_seconds
+from service.webhooks.sealing import open_sealed
 from service.webhooks.sending import Answer, Message
 
 LEASE_SECONDS = 90.0  # longer than resolving a name and one request may take
@@ -105,12 +106,14 @@ def _held_by(claim: Claim) -> tuple[Any, ...]:
 
 
 def _secrets(session: Session, *, webhook: Webhook) -> tuple[str, ...]:
-    """The webhook's valid secrets, newest first; those that have expired are deleted."""
+    """The webhook's valid secrets that this process's pepper opens, newest first; those that have expired are deleted."""
     of_webhook = WebhookSecret.webhook_id == webhook.id
     session.execute(delete(WebhookSecret).where(of_webhook, WebhookSecret.expires_at <= func.now()))
-    return tuple(
-        session.scalars(select(WebhookSecret.secret).where(of_webhook).order_by(WebhookSecret.seq.desc()))
+    stored = session.scalars(
+        select(WebhookSecret.sealed).where(of_webhook).order_by(WebhookSecret.seq.desc())
     )
+    opened = (open_sealed(sealed, owner=webhook.id) for sealed in stored)
+    return tuple(secret for secret in opened if secret is not None)
 
 
 def _now(session: Session) -> datetime:

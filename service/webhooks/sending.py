@@ -8,7 +8,7 @@ import json
 import socket
 import ssl
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -57,8 +57,13 @@ class Answer:
         return self.error is None
 
 
-def send(message: Message, *, url: str, secrets: Iterable[str], now: datetime) -> Answer:
-    """Sends a message once, signed with each secret at the moment `now`; whatever goes wrong is part of the answer."""
+def send(message: Message, *, url: str, secrets: Sequence[str], now: datetime) -> Answer:
+    """Sends a message once, signed with each secret at the moment `now`; whatever goes wrong is part of the answer.
+
+    Nothing is sent without a signature.
+    """
+    if not secrets:
+        return Answer(None, "not sent: the webhook's secret was stored under another key pepper; rotate it")
     body, now = message.body, now.astimezone(UTC)  # the signer takes any time for one of UTC
     headers = {
         "Content-Type": "application/json",

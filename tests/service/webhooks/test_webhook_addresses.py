@@ -27,6 +27,7 @@ NEVER = [
     "169.254.169.254", "fe80::1", "::ffff:169.254.169.254", "64:ff9b::a9fe:a9fe", "0.0.0.0", "::",
     "224.0.0.1", "ff02::1", "255.255.255.255", "240.0.0.1", "100.64.0.1", "::7f00:1",
 ]  # fmt: skip
+SECRET = "whsec_" + "A" * 43 + "="
 MESSAGE = Message("msg_1", "webhook.test", datetime(2030, 1, 1, tzinfo=UTC), {})
 
 
@@ -91,7 +92,7 @@ def test_the_connection_goes_to_the_address_that_was_checked_whatever_the_name_m
 ) -> None:
     asked = names({"rebinding.test": ["127.0.0.1", "203.0.113.1"]})
     answer = send(
-        MESSAGE, url=f"http://rebinding.test:{receiver.port}/a?b", secrets=[], now=MESSAGE.happened_at
+        MESSAGE, url=f"http://rebinding.test:{receiver.port}/a?b", secrets=[SECRET], now=MESSAGE.happened_at
     )
     assert answer.is_success
     assert asked == ["rebinding.test"], "resolved once"
@@ -103,7 +104,7 @@ def test_the_next_address_of_a_name_is_tried_where_one_does_not_answer(
     receiver: Receiver, names: Resolve, on_premises: None
 ) -> None:
     names({"two.test": ["127.0.0.99 127.0.0.1"]})
-    answer = send(MESSAGE, url=f"http://two.test:{receiver.port}/", secrets=[], now=MESSAGE.happened_at)
+    answer = send(MESSAGE, url=f"http://two.test:{receiver.port}/", secrets=[SECRET], now=MESSAGE.happened_at)
     assert answer.is_success
 
 
@@ -112,7 +113,7 @@ def test_proxies_of_the_environment_are_not_used(
 ) -> None:
     for name in ("http_proxy", "HTTP_PROXY", "ALL_PROXY", "all_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
-    assert send(MESSAGE, url=receiver.url, secrets=[], now=MESSAGE.happened_at).is_success
+    assert send(MESSAGE, url=receiver.url, secrets=[SECRET], now=MESSAGE.happened_at).is_success
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="makes its certificate with the openssl command")
@@ -134,7 +135,7 @@ def test_over_tls_the_certificate_must_be_that_of_the_name_and_the_name_is_asked
     names({"hooks.test": ["127.0.0.1"], "other.test": ["127.0.0.1"]})
     with receiving(serving) as receiver:
         known, other = (
-            send(MESSAGE, url=f"https://{name}:{receiver.port}/", secrets=[], now=MESSAGE.happened_at)
+            send(MESSAGE, url=f"https://{name}:{receiver.port}/", secrets=[SECRET], now=MESSAGE.happened_at)
             for name in ("hooks.test", "other.test")
         )
         assert known.is_success

@@ -8,13 +8,15 @@ import pytest
 from service.config import get_settings
 from service.db import session_scope
 from service.webhooks import commands
+from service.webhooks.sealing import open_sealed, seal
 from tests.scenes import make_client
 from tests.service.webhooks.conftest import Hooks
 from tests.service.webhooks.receiver import answering
 
 
 def secrets_of(hooks: Hooks) -> list[str]:
-    return [row.secret for row in hooks.sql("SELECT secret FROM webhook_secrets ORDER BY seq")]
+    rows = hooks.sql("SELECT webhook_id, sealed FROM webhook_secrets ORDER BY seq")
+    return [open_sealed(bytes(row.sealed), owner=row.webhook_id) or "" for row in rows]
 
 
 def test_a_webhook_is_made_listed_read_changed_and_deleted(hooks: Hooks) -> None:
@@ -76,9 +78,19 @@ def test_the_role_of_the_api_cannot_read_a_secret(hooks: Hooks) -> None:
     for role, allowed in (("app", False), ("worker", True)):
         with session_scope(tenant="acme", role=role) as session:  # type: ignore[arg-type]  # both are roles
             granted = session.connection().exec_driver_sql(
-                "SELECT has_column_privilege('webhook_secrets', 'secret', 'SELECT')"
+                "SELECT has_column_privilege('webhook_secrets', 'sealed', 'SELECT')"
             )
             assert granted.scalar() is allowed
+
+
+def test_a_secret_is_stored_sealed_and_for_its_own_webhook_alone(hooks: Hooks) -> None:
+    hook = hooks.create()
+    (row,) = hooks.sql("SELECT to_jsonb(webhook_secrets)::text AS stored, sealed FROM webhook_secrets")
+    assert base64.b64decode(hook["secret"][6:]).hex() not in row.stored
+    assert hook["secret"].encode() not in bytes(row.sealed)
+    assert open_sealed(bytes(row.sealed), owner=hook["id"]) == hook["secret"]
+    assert open_sealed(bytes(row.sealed), owner="whk_another") is None
+    assert seal("same", owner="x") != seal("same", owner="x")
 
 
 def test_no_secret_and_no_address_is_logged_audited_or_shown(
