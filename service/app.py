@@ -29,6 +29,7 @@ from service.tracing import configure_tracing, telemetry_of_requests
 from service.updates.hub import get_hub
 from service.updates.routes import router as updates
 from service.version import VERSION
+from service.webhooks.routes import router as webhooks
 
 DESCRIPTION = """
 Palimpsest keeps a deployed model learning new tasks without losing the old ones.
@@ -60,7 +61,7 @@ def create_app() -> FastAPI:
     app.add_exception_handler(IdempotentReplay, replay_response)
     app.include_router(health.router)
     app.include_router(metrics)
-    for router in (registry, tasks, examples, erasures, updates, reports, storage, keys, audit):
+    for router in (registry, tasks, examples, erasures, updates, reports, storage, keys, webhooks, audit):
         app.include_router(router, prefix="/v1")
     describe_problems(app, Problem)
     return app

@@ -184,6 +184,17 @@ class Settings(BaseSettings):
         description="resident memory of a training process past which it is killed; default: 0.9 of the machine's, or of the container's",
     )
 
+    # Webhooks
+    max_webhooks_per_tenant: int = Field(default=20, ge=0)
+    webhook_allow_private: bool = Field(
+        default=False,
+        description="webhooks may call loopback and private networks, for use on premises; never link-local addresses",
+    )
+    webhook_allow_http: bool = Field(
+        default=False, description="webhooks may call http addresses, not only https"
+    )
+    webhook_log_days: int = Field(default=30, ge=1, description="how long finished deliveries are kept")
+
     # For tests of faults; see service/failpoints.py
     failpoints: str = ""
     failpoints_once: Path | None = None

@@ -1,4 +1,4 @@
-"""Sweeps: expired leases, hints for queued updates, retention, orphaned artifacts and work folders.
+"""Sweeps: expired leases, hints for queued updates, retention, orphaned artifacts and work folders; and webhooks.
 
 `python -m workers.housekeeping` sweeps as a process of its own; every worker sweeps too.
 """
@@ -30,6 +30,8 @@ from service.storage.retention import (
 from service.tracing import configure_tracing
 from service.updates.leases import sweep_expired, work_is_waiting
 from service.updates.states import FINISHED
+from service.webhooks.leases import delete_old_deliveries
+from workers.webhooks import deliver_forever
 from workers.workspace import work_root
 
 log = get_logger(__name__)
@@ -43,18 +45,22 @@ RETENTION_BATCHES = 40
 def sweep_forever(stopping: threading.Event) -> None:
     """Sweeps every few seconds until told to stop; a failing database or broker is waited out.
 
-    What may take minutes has a thread of its own: nothing delays the return of an expired lease.
+    What may take minutes has a thread of its own: nothing delays the return of an expired lease. So have webhooks.
     """
+    webhooks = threading.Thread(target=deliver_forever, args=(stopping,), name="webhooks", daemon=True)
+    webhooks.start()
     seldom = threading.Thread(
         target=_sweep_every, args=(STORE_SWEEP_SECONDS, sweep_seldom, stopping), name="seldom", daemon=True
     )
     seldom.start()
     _sweep_every(get_settings().sweep_seconds, sweep_updates, stopping)
+    webhooks.join()  # a few seconds at most
 
 
 def sweep_seldom() -> None:
     """Applies retention and removes what nothing refers to."""
     sweep_retention()
+    sweep_deliveries()
     sweep_store()
     sweep_work_folders()
 
@@ -148,6 +154,20 @@ def _in_batches(tenant: str, model: str, delete: Callable[..., int]) -> int:
     for _ in range(RETENTION_BATCHES):
         with session_scope(tenant=tenant, role="worker") as session:
             deleted = delete(session, model=model, limit=RETENTION_BATCH)
+        total += deleted
+        if deleted < RETENTION_BATCH:
+            break
+    return total
+
+
+def sweep_deliveries() -> int:
+    """Deletes what webhooks were told of longer ago than is kept; returns how many deliveries."""
+    total = 0
+    for _ in range(RETENTION_BATCHES):
+        with session_scope(tenant=EVERY_TENANT, role="worker") as session:
+            deleted = delete_old_deliveries(
+                session, days=get_settings().webhook_log_days, limit=RETENTION_BATCH
+            )
         total += deleted
         if deleted < RETENTION_BATCH:
             break

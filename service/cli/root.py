@@ -19,6 +19,7 @@ from service.cli import (
     tasks,
     updates,
     versions,
+    webhooks,
 )
 from service.cli.failures import expected
 
@@ -51,6 +52,7 @@ for name, typers in (
     ("model", models.app), ("task", tasks.app), ("examples", examples.app), ("erasure", erasures.app), ("update", updates.app),
     ("version", versions.app), ("report", reports.report), ("gate", reports.gate), (None, champions.app),
     (None, inventory.app), ("strategies", inventory.strategies), ("keys", keys.app),
+    ("webhook", webhooks.app),
 ):  # fmt: skip
     for command in typers.registered_commands if name is None else ():
         command.rich_help_panel = CALLING

@@ -15,7 +15,7 @@ from structlog import get_logger
 from service.config import get_settings
 from service.metrics.events import EventFollower
 from service.metrics.http import registry
-from service.models import UpdateState
+from service.models import DeliveryState, UpdateState
 
 log = get_logger(__name__)
 Connection = psycopg.Connection[Any]
@@ -37,6 +37,12 @@ ARTIFACTS = """
         SELECT DISTINCT artifact_sha256, artifact_bytes FROM versions WHERE artifact_sha256 IS NOT NULL
         UNION SELECT DISTINCT state_sha256, state_bytes FROM versions WHERE state_sha256 IS NOT NULL
     ) stored (sha256, bytes)
+"""
+
+DELIVERIES = "SELECT state, count(*) FROM webhook_deliveries GROUP BY state"
+DELIVERY_DUE = """
+    SELECT coalesce(extract(epoch FROM now() - min(next_attempt_at)), 0)::float8 FROM webhook_deliveries
+    WHERE state = 'pending' AND next_attempt_at <= now()
 """
 
 
@@ -72,6 +78,20 @@ def read_storage(connection: Connection, scrape: CollectorRegistry) -> None:
         _gauge(scrape, f"palimpsest_{name}", description, _number(connection, query))
 
 
+def read_webhooks(connection: Connection, scrape: CollectorRegistry) -> None:
+    """Deliveries to webhooks by what came of them, and how long the most overdue one has waited."""
+    counts = dict.fromkeys(map(str, DeliveryState), 0) | dict(connection.execute(DELIVERIES).fetchall())
+    overdue = _number(connection, DELIVERY_DUE)
+    gauge = Gauge(
+        "palimpsest_webhook_deliveries", "Stored deliveries to webhooks by state", ["state"], registry=scrape
+    )
+    for state, number in counts.items():
+        gauge.labels(state).set(number)
+    _gauge(
+        scrape, "palimpsest_webhook_overdue_seconds", "How long the most overdue delivery has waited", overdue
+    )
+
+
 class DatabaseReader:
     """Reads the database for scrapes, one reading at a time."""
 
@@ -96,6 +116,7 @@ class DatabaseReader:
             with _connect() as connection:
                 self._read_part("updates", connection, lambda: read_updates(connection, scrape))
                 self._read_part("storage", connection, lambda: read_storage(connection, scrape))
+                self._read_part("webhooks", connection, lambda: read_webhooks(connection, scrape))
                 self._read_part("events", connection, lambda: self._events.read(connection))
         except psycopg.Error as error:
             _failed("database", error)

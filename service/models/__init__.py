@@ -12,16 +12,27 @@ from service.models.task import Task
 from service.models.tenant import ApiKey, Tenant
 from service.models.update import Update, UpdateEvent, UpdateState
 from service.models.version import Alias, AliasMove, Version, VersionTask
+from service.models.webhook import (
+    TEST_EVENT,
+    DeliveryState,
+    EventType,
+    Webhook,
+    WebhookDelivery,
+    WebhookSecret,
+)
 
 __all__ = [
+    "TEST_EVENT",
     "Alias",
     "AliasMove",
     "ApiKey",
     "AuditAction",
     "AuditEntry",
     "Base",
+    "DeliveryState",
     "Erasure",
     "EvalSet",
+    "EventType",
     "Example",
     "IdempotencyKey",
     "Model",
@@ -34,5 +45,8 @@ __all__ = [
     "UpdateState",
     "Version",
     "VersionTask",
+    "Webhook",
+    "WebhookDelivery",
+    "WebhookSecret",
     "new_id",
 ]

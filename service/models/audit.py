@@ -34,6 +34,11 @@ class AuditAction(StrEnum):
     VERSIONS_RETIRED = (
         "versions.retired"  # the model; the erasure and the versions whose adapters were removed
     )
+    WEBHOOK_CREATED = "webhook.created"  # the webhook; its host and events, never the address or a secret
+    WEBHOOK_CHANGED = "webhook.changed"  # the webhook; its host, events and whether it is enabled now
+    WEBHOOK_ROTATED = "webhook.rotated"  # the webhook; how long the old secret goes on signing
+    WEBHOOK_DISABLED = "webhook.disabled"  # the webhook; its host and why the service switched it off
+    WEBHOOK_DELETED = "webhook.deleted"  # the webhook; its host
 
 
 class AuditEntry(OwnedByTenant, Base):

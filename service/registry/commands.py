@@ -14,7 +14,17 @@ from service.audit.commands import record
 from service.config import get_settings
 from service.db import after_commit
 from service.errors import Conflict, PreconditionFailed, Unprocessable
-from service.models import Alias, AliasMove, AuditAction, Model, Update, UpdateState, Version, new_id
+from service.models import (
+    Alias,
+    AliasMove,
+    AuditAction,
+    EventType,
+    Model,
+    Update,
+    UpdateState,
+    Version,
+    new_id,
+)
 from service.queue import nudge_after_commit
 from service.registry.queries import (
     ACTIVE,
@@ -29,6 +39,7 @@ from service.registry.queries import (
 )
 from service.registry.schemas import ModelChange, ModelCreate
 from service.updates.states import change_state
+from service.webhooks.outbox import tell_of_champion
 
 log = get_logger(__name__)
 
@@ -39,6 +50,11 @@ AUDITED_MOVES: dict[MoveKind, AuditAction] = {
     "forced": AuditAction.PROMOTION_FORCED,
     "assigned": AuditAction.ALIAS_MOVED,
     "rolled_back": AuditAction.CHAMPION_ROLLED_BACK,
+}
+# A promotion is told of by its update.
+TOLD_MOVES: dict[MoveKind, EventType] = {
+    "assigned": EventType.CHAMPION_ASSIGNED,
+    "rolled_back": EventType.CHAMPION_ROLLED_BACK,
 }
 
 
@@ -308,7 +324,8 @@ def _move(
             from_version=from_version, to_version=to, reason=reason, update=update_id,
         )  # fmt: skip
     if alias == CHAMPION and kind != "created":
-        if kind in ("assigned", "rolled_back"):
+        if event := TOLD_MOVES.get(kind):
+            tell_of_champion(session, model=model, move_id=move.id, event=event)
             _settle_held(session, model=model, version=to, actor=actor, reason=reason)
         _request_rescoring(session, model=model)
     return move

@@ -8,7 +8,7 @@ from service.audit.commands import record
 from service.errors import Conflict
 from service.examples.commands import hold_erasures
 from service.examples.loading import allow_long_statements
-from service.models import AuditAction, IdempotencyKey, Model, Update, Version
+from service.models import AuditAction, IdempotencyKey, Model, Update, Version, WebhookDelivery
 from service.registry.commands import discard_artifacts
 from service.registry.queries import get_model, get_model_alone
 from service.storage.queries import model_storage
@@ -35,6 +35,7 @@ def purge_model(session: Session, *, model: str, actor: str) -> PurgeRead:
         if sha256
     }
     _forget_answers(session, model=row)
+    session.execute(delete(WebhookDelivery).where(WebhookDelivery.model_id == row.id))
     session.execute(delete(Model).where(Model.id == row.id))  # foreign keys take the rest along
     discard_artifacts(session, artifacts)
     record(

@@ -10,6 +10,7 @@ from service import tracing
 from service.db import after_commit
 from service.models import Update, UpdateEvent, UpdateState
 from service.request_context import bind_update
+from service.webhooks.outbox import tell_of_update
 
 QUEUED, TRAINING, EVALUATING = UpdateState.QUEUED, UpdateState.TRAINING, UpdateState.EVALUATING
 AWAITING_APPROVAL = UpdateState.AWAITING_APPROVAL
@@ -42,7 +43,7 @@ def change_state(
     data: Mapping[str, Any] | None = None,
     **values: Any,
 ) -> Update | None:
-    """Moves an update to state `to` and leaves an event; returns the row, or None where nothing matched.
+    """Moves an update to state `to`, leaves an event and tells webhooks; returns the row, or None where nothing matched.
 
     Nothing matches when the update is not in a state that leads to `to` (or not in `only_from`), or when its
     fence has risen past `fence`: then another worker holds it. `values` are columns set along with the state.
@@ -62,6 +63,8 @@ def change_state(
     )
     if row is not None:
         record_event(session, update=row, type_=to, data=data)
+        if to != AWAITING_APPROVAL or "verdict" in values:  # to wait again for another attempt is no news
+            tell_of_update(session, update=row)
     return row
 
 

@@ -49,6 +49,10 @@ CASES = {
         "/keys", {"name": "new", "scopes": ["read"]}, {"name": "newer", "scopes": ["read"]},
         "SELECT count(*) FROM api_keys WHERE name LIKE 'new%'", secret="api_key",
     ),
+    "webhooks": Case(
+        "/webhooks", {"url": "https://93.184.215.14/"}, {"url": "https://93.184.215.14/other"},
+        "SELECT count(*) FROM webhooks", secret="secret",
+    ),
 }  # fmt: skip
 
 

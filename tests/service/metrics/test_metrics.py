@@ -186,6 +186,20 @@ def test_a_part_that_cannot_be_read_leaves_the_others(
     assert ("palimpsest_queue_depth", ()) in values
 
 
+def test_deliveries_to_webhooks_are_counted_by_what_came_of_them(world: World, scrape: Scrape) -> None:
+    hook = world.ok(world.client.post("/v1/webhooks", json={"url": "https://93.184.215.14/"}))
+    world.ok(world.client.post(f"/v1/webhooks/{hook['id']}/test"))
+    values = scrape()
+    assert value(values, "palimpsest_webhook_deliveries", state="pending") == 1
+    assert value(values, "palimpsest_webhook_deliveries", state="failed") == 0
+    assert value(values, "palimpsest_webhook_overdue_seconds") > 0
+    world.ok(world.client.patch(f"/v1/webhooks/{hook['id']}", json={"enabled": False}))
+    values = scrape()
+    assert value(values, "palimpsest_webhook_deliveries", state="pending") == 0
+    assert value(values, "palimpsest_webhook_deliveries", state="failed") == 1
+    assert value(values, "palimpsest_webhook_overdue_seconds") == 0
+
+
 def test_metrics_can_be_switched_off(
     client: TestClient, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -27,6 +27,7 @@ BODIES: dict[str, object] = {
     "POST /v1/models/{model}/gate:simulate": {},
     "POST /v1/models/{model}/erasures/{erasure}/rebuild": {},
     "POST /v1/models/{model}/updates": {"tasks": ["one"]},
+    "PATCH /v1/webhooks/{webhook}": {"enabled": False},
     "POST /v1/models/{model}/tasks/{task}/examples": {"examples": [{"text": "planted", "label": "math"}]},
 }
 QUERIES = {"DELETE /v1/models/{model}/examples": {"subject": "jane"}}
@@ -36,6 +37,8 @@ WITHOUT_IDS = {
     "POST /v1/models": 422,  # sent without a body; a name says nothing of other tenants' models, see below
     "GET /v1/keys": 200,
     "POST /v1/keys": 422,
+    "GET /v1/webhooks": 200,
+    "POST /v1/webhooks": 422,
     "GET /v1/audit": 200,
     "GET /v1/storage": 200,
     "GET /v1/signing-key": 200,  # the service's, the same for all
@@ -70,6 +73,8 @@ def things(world: World) -> dict[str, list[str]]:
     update = world.request("one")
     key = world.get("/keys")["data"][0]
     erasure = world.ok(world.client.delete("/v1/models/triage/examples", params={"subject": "nobody"}))
+    webhook = world.ok(world.client.post("/v1/webhooks", json={"url": "https://93.184.215.14/"}))
+    delivery = world.ok(world.client.post(f"/v1/webhooks/{webhook['id']}/test"))
     return {
         "model": [model["name"], model["id"]],
         "task": ["one"],
@@ -79,6 +84,8 @@ def things(world: World) -> dict[str, list[str]]:
         "update": [update["id"]],
         "key_id": [key["id"], key["prefix"]],
         "erasure": [erasure["id"]],
+        "webhook": [webhook["id"]],
+        "delivery": [delivery["id"]],
     }
 
 
