@@ -87,5 +87,8 @@ def test_an_update_survives_the_death_of_its_worker_at_every_boundary(rig: Rig) 
     assert (
         ended["attempt"] == len(BOUNDARIES) - 1
     )  # neither an uncommitted claim nor a recorded end costs one
-    assert [move["kind"] for move in rig.world.get("/models/triage/history")["data"]] == ["forced", "created"]
+    assert [move["kind"] for move in rig.world.get("/models/triage/history")["data"]] == [
+        "promoted",
+        "created",
+    ]
     rig.check_ledger()

@@ -271,6 +271,7 @@ def test_a_damaged_parent_fails_the_update_and_leaves_the_champion(world: World)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)  # a dozen trainings
 def test_every_strategy_of_the_catalogue_carries_an_update_to_its_end(world: World) -> None:
     strategies = [entry["name"] for entry in world.get("/strategies")["data"]]
     assert {"sequential", "replay", "ewc", "joint"} <= set(strategies)

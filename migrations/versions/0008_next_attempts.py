@@ -2,7 +2,7 @@
 
 Code of the release before neither sets nor heeds it: it tries again at once, as it did.
 
-Revision ID: 0010
+Revision ID: 0008
 Revises: 0007
 """
 
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import sqlalchemy as sa
 from alembic import op
 
-revision: str = "0010"
+revision: str = "0008"
 down_revision: str | None = "0007"
 branch_labels: Sequence[str] | None = None
 depends_on: Sequence[str] | None = None

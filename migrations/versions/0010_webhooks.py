@@ -3,8 +3,8 @@
 New tables only: code of the release before never looks at them, and nobody waits for their locks. Who sends looks for due
 deliveries of every tenant; a secret is read under its own tenant, and by workers alone.
 
-Revision ID: 0008
-Revises: 0011
+Revision ID: 0010
+Revises: 0009
 """
 
 from collections.abc import Sequence
@@ -13,8 +13,8 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import postgresql
 
-revision: str = "0008"
-down_revision: str | None = "0011"
+revision: str = "0010"
+down_revision: str | None = "0009"
 branch_labels: Sequence[str] | None = None
 depends_on: Sequence[str] | None = None
 
