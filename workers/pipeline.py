@@ -30,10 +30,12 @@ from service.registry.queries import get_champion, get_model, get_version
 from service.replay.commands import admit_examples
 from service.tracing import mark_failed, span, traced
 from service.updates import leases
+from service.updates.blends import BLEND
 from service.updates.leases import Claim
 from service.updates.states import change_state
 from service.version import VERSION
 from workers.attempt_trace import attempt_span
+from workers.blends import prepare_blend
 from workers.child import Trainer
 from workers.failures import DATABASE_ERRORS, MAY_PASS, PASSING, is_away, refused
 from workers.lease import Lease, LeaseLost
@@ -119,7 +121,8 @@ def _work(claim: Claim, lease: Lease, work: Path) -> bool:
 def _learn(claim: Claim, lease: Lease, work: Path) -> UpdateState:
     """A new update: train a candidate, then judge it."""
     try:
-        plan = prepare_update(claim, work=work)
+        prepare = prepare_blend if claim.strategy == BLEND else prepare_update
+        plan = prepare(claim, work=work)
     except StateErased:
         raise TrainedOnErased from None
     reach("prepared")

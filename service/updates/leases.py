@@ -60,6 +60,12 @@ class Claim:
     rescore: bool  # the version exists; only the comparison with the champion is to be made again
     traceparent: str | None = None  # of the call's span, where it was traced
     attempt_traceparent: str | None = None  # of the span of the attempt before
+    strategy: str = ""
+
+    @property
+    def subject(self) -> str:
+        """What is held."""
+        return self.update_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +123,7 @@ def _claim(
         tenant=row.tenant_id, update_id=row.id, model_id=row.model_id, fence=row.fence,
         attempt=row.attempts_used + 1, request_id=row.request_id,
         traceparent=row.traceparent, attempt_traceparent=row.attempt_traceparent,
-        rescore=source == UpdateState.AWAITING_APPROVAL,
+        rescore=source == UpdateState.AWAITING_APPROVAL, strategy=row.strategy,
     )  # fmt: skip
 
 
