@@ -44,7 +44,11 @@ def prepare_blend(claim: Claim, *, work: Path) -> Plan:
         "data_cut": update.cut,
         "tasks": {piece.name: {"after_batch": piece.after, "up_to_batch": piece.up_to} for piece in slices},
         "replay": {},
-        "blend": {"of": child.number, "sha256": child.artifact_sha256, "parent_sha256": parent.artifact_sha256},
+        "blend": {
+            "of": child.number,
+            "sha256": child.artifact_sha256,
+            "parent_sha256": parent.artifact_sha256,
+        },
     }
     request = blend_request(
         model, parent=parent, child=child, parameters=update.parameters, lineage=lineage, work=work,

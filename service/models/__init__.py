@@ -2,6 +2,7 @@
 
 from service.models.audit import AuditAction, AuditEntry
 from service.models.base import Base, new_id
+from service.models.dial import Dial, DialScore, DialState
 from service.models.erasure import Erasure
 from service.models.evaluation import EvalSet, Score
 from service.models.example import Example
@@ -30,6 +31,9 @@ __all__ = [
     "AuditEntry",
     "Base",
     "DeliveryState",
+    "Dial",
+    "DialScore",
+    "DialState",
     "Erasure",
     "EvalSet",
     "EventType",

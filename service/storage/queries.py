@@ -92,9 +92,9 @@ def live_versions(session: Session, *, model: Model, newest: int | None) -> Live
     numbers = {champion.version, move.from_version, previous.to_version if previous else None}
     numbers |= set(session.scalars(select(Alias.version).where(Alias.model_id == model.id)))
     unfinished = session.execute(
-        select(Update.version, Update.parent_version, Update.parent, Update.parameters["of"].as_integer()).where(
-            Update.model_id == model.id, Update.state.not_in(FINISHED)
-        )
+        select(
+            Update.version, Update.parent_version, Update.parent, Update.parameters["of"].as_integer()
+        ).where(Update.model_id == model.id, Update.state.not_in(FINISHED))
     )
     for version, parent_version, parent, of in unfinished:
         numbers |= {version, parent_version, int(parent) if parent.isdecimal() else None, of}

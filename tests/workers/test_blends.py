@@ -191,7 +191,9 @@ def test_a_blend_can_be_learnt_from_and_blended_again(
         assert torch.allclose(found[name], 0.5 * parent[name] + 0.5 * between[name], atol=1e-5)
     world.task("three", ("string", "shutil"))
     learnt = world.learn("three", parent=3, strategy={"name": "ewc"}, promotion="manual")
-    assert learnt["status"] == "awaiting_approval", "the state that a blend has not is rebuilt from the buffer"
+    assert learnt["status"] == "awaiting_approval", (
+        "the state that a blend has not is rebuilt from the buffer"
+    )
 
 
 def test_requests_that_cannot_be_are_refused_with_the_reason(world: World, blended: dict[str, Any]) -> None:

@@ -29,7 +29,9 @@ from workers.strategies import base
 class Params(base.Params):
     """Parameters of `blend`."""
 
-    beta: float = Field(default=0.5, ge=0.0, le=1.0, description="weight of the version; 1 − β is its parent's")
+    beta: float = Field(
+        default=0.5, ge=0.0, le=1.0, description="weight of the version; 1 − β is its parent's"
+    )
     of: int = Field(default=1, ge=1, le=2**31, description="version that is blended with its parent")
 
 

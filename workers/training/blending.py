@@ -44,9 +44,12 @@ def blend(request: TrainRequest, *, on_progress: OnProgress, should_stop: Should
     parent, child = read_sides(request, sha256)
     watch.at("consolidating")
     adapter, error = blended_adapter(
-        parent and parent.adapter, child.adapter, params.beta, max_rank=request.adapter.max_rank
+        None if parent is None else parent.adapter,
+        child.adapter,
+        params.beta,
+        max_rank=request.adapter.max_rank,
     )
-    head = blended_head(parent and parent.head, child.head, params.beta)
+    head = blended_head(None if parent is None else parent.head, child.head, params.beta)
     watch.at("saving")
     facts = facts_of(
         request,
@@ -70,14 +73,19 @@ def read_sides(request: TrainRequest, sha256: str) -> tuple[Version | None, Vers
     """
     if request.child is None:
         raise TrainingFailed("bad_version", "a blend needs the version on the other side of the parent")
-    parent, child = (
-        folder and read_version(Path(folder), request.base, task_type=request.task_type, sha256=sha256)
-        for folder in (request.parent, request.child)
-    )
-    assert isinstance(child, Version)  # noqa: S101  # its folder is not None
-    if parent and child.labels[: len(parent.labels)] != parent.labels:
-        raise TrainingFailed("bad_labels", "the version's labels do not begin with its parent's, in their order")
-    return parent or None, child
+    child, parent = read_side(request, request.child, sha256), None
+    if request.parent is not None:
+        parent = read_side(request, request.parent, sha256)
+        if child.labels[: len(parent.labels)] != parent.labels:
+            raise TrainingFailed(
+                "bad_labels", "the version's labels do not begin with its parent's, in their order"
+            )
+    return parent, child
+
+
+def read_side(request: TrainRequest, folder: str, sha256: str) -> Version:
+    """Read one of the two versions, checked against the base."""
+    return read_version(Path(folder), request.base, task_type=request.task_type, sha256=sha256)
 
 
 def blended_adapter(
