@@ -5,14 +5,15 @@ from typing import Annotated
 
 import typer
 
+from service.cli import versions
 from service.cli.calling import Call, Json, ModelName, VersionName, over_http, version_number
 from service.cli.output import fixed, print_facts, print_gap, print_table, remark
 from service.cli.problems import CallFailed, ExitCode, Problem
 from service.cli.updates import Patience, Promotion
 from service.cli.verdicts import judged
-from service.cli.versions import app
 from service.cli.watching import FIRST_PAUSE_SECONDS, GROWTH, LONGEST_PAUSE_SECONDS, PATIENCE_SECONDS, watch
 
+app = versions.app  # theirs, with two more commands
 UNFINISHED = ("queued", "scoring")
 
 
