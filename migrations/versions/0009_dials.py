@@ -3,7 +3,7 @@
 Both tables are new, so that code of the release before goes on beside them.
 
 Revision ID: 0009
-Revises: 0007
+Revises: 0010
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from alembic import op
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
 revision: str = "0009"
-down_revision: str | None = "0007"
+down_revision: str | None = "0010"
 branch_labels: Sequence[str] | None = None
 depends_on: Sequence[str] | None = None
 
@@ -38,6 +38,7 @@ def upgrade() -> None:
         sa.Column("max_attempts", sa.BigInteger(), nullable=False),
         sa.Column("worker", sa.Text(), nullable=True),
         sa.Column("lease_expires_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("next_attempt_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("error", JSONB(), nullable=True),
         sa.Column(
             "requested_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False

@@ -66,13 +66,8 @@ def _queue(session: Session, *, dial: Dial, betas: list[float]) -> None:
             code="too_many_points", param="betas",
         )  # fmt: skip
     dial.betas, dial.state, dial.fence = betas, DialState.QUEUED, dial.fence + 1
-    dial.attempts_used, dial.error, dial.worker, dial.lease_expires_at, dial.finished_at = (
-        0,
-        None,
-        None,
-        None,
-        None,
-    )
+    dial.attempts_used, dial.next_attempt_at, dial.error, dial.finished_at = 0, None, None, None
+    dial.worker, dial.lease_expires_at = None, None
     session.flush()
     nudge_after_commit(session)
 

@@ -4,15 +4,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Interval, cast, func, literal, select, text, update
+from sqlalchemy import func, or_, select, text, update
 from sqlalchemy.orm import Session
 
 from service.models import Dial, DialState
-from service.updates.leases import LeaseState
+from service.updates.leases import LeaseState, from_now, seconds_before_retry
 
 # Tenants take turns: fewest dials under way first, then whoever asked first. Rows that another is claiming are passed over.
 QUEUE = text("""
-    SELECT d.tenant_id, d.id FROM dials d WHERE d.state = 'queued'
+    SELECT d.tenant_id, d.id FROM dials d
+    WHERE d.state = 'queued' AND (d.next_attempt_at IS NULL OR d.next_attempt_at <= now())
     ORDER BY (SELECT count(*) FROM dials s WHERE s.tenant_id = d.tenant_id AND s.state = 'scoring'), d.requested_at, d.id
     LIMIT 1 FOR UPDATE OF d SKIP LOCKED
 """)
@@ -43,16 +44,12 @@ def claim_dial(session: Session, *, worker: str, lease_seconds: float) -> DialCl
     row = session.get_one(Dial, (found.tenant_id, found.id), populate_existing=True)
     row.state, row.fence, row.worker = DialState.SCORING, row.fence + 1, worker
     session.flush()
-    session.execute(update(Dial).where(*_held_by_row(row)).values(lease_expires_at=_expiry(lease_seconds)))
+    session.execute(update(Dial).where(*_held_by_row(row)).values(lease_expires_at=from_now(lease_seconds)))
     return DialClaim(row.tenant_id, row.id, row.model_id, row.version, row.fence, row.request_id)
 
 
 def _held_by_row(row: Dial) -> tuple[Any, ...]:
     return (Dial.tenant_id == row.tenant_id, Dial.id == row.id, Dial.fence == row.fence)
-
-
-def _expiry(lease_seconds: float) -> Any:
-    return func.now() + cast(literal(f"{lease_seconds} seconds"), Interval)
 
 
 def _held_by(claim: DialClaim) -> tuple[Any, ...]:
@@ -66,7 +63,7 @@ def renew_dial(
     row = session.execute(
         update(Dial)
         .where(*_held_by(claim))
-        .values(lease_expires_at=_expiry(lease_seconds))
+        .values(lease_expires_at=from_now(lease_seconds))
         .returning(Dial.id)
     ).one_or_none()
     return LeaseState(held=row is not None, cancel_requested=False)
@@ -92,19 +89,26 @@ def give_back_dial(session: Session, *, claim: DialClaim) -> bool:
 def fail_dial(
     session: Session, *, claim: DialClaim, code: str, message: str, final: bool = False
 ) -> DialState | None:
-    """Counts a failed attempt: the dial is queued again while attempts are left, else it fails. None: the claim is lost."""
+    """Counts a failed attempt: the dial waits for the next while attempts are left, else it fails. None: the claim is lost."""
     row = hold_dial(session, claim=claim)
-    return None if row is None else _use_attempt(session, row, code=code, message=message, final=final)
+    if row is None:
+        return None
+    wait_seconds = seconds_before_retry(row.attempts_used)
+    return _use_attempt(session, row, code=code, message=message, final=final, wait_seconds=wait_seconds)
 
 
-def _use_attempt(session: Session, row: Dial, *, code: str, message: str, final: bool) -> DialState:
+def _use_attempt(
+    session: Session, row: Dial, *, code: str, message: str, final: bool, wait_seconds: float
+) -> DialState:
     used = row.attempts_used + 1
     failed = final or used >= row.max_attempts
     row.state = DialState.FAILED if failed else DialState.QUEUED
     row.attempts_used, row.worker, row.lease_expires_at = min(used, row.max_attempts), None, None
     row.error = {"code": code, "message": message, "attempt": used}
-    if failed:
-        row.finished_at = session.scalar(select(func.now()))
+    row.finished_at = session.scalar(select(func.now())) if failed else None
+    row.next_attempt_at = (
+        session.scalar(select(from_now(wait_seconds))) if wait_seconds and not failed else None
+    )
     session.flush()
     return DialState(row.state)
 
@@ -128,11 +132,12 @@ def sweep_expired_dials(session: Session) -> list[str]:
     ).all()
     for row in rows:
         message = f"the worker {row.worker} stopped renewing its lease; it was killed, hung, or cut off from the database"
-        _use_attempt(session, row, code="lease_expired", message=message, final=False)
+        _use_attempt(session, row, code="lease_expired", message=message, final=False, wait_seconds=0.0)
     return [row.id for row in rows]
 
 
 def dial_is_waiting(session: Session) -> bool:
     """Says whether any dial could be claimed now. Needs a session that sees every tenant."""
-    found = select(Dial.id).where(Dial.state == DialState.QUEUED).limit(1)
+    due = or_(Dial.next_attempt_at.is_(None), Dial.next_attempt_at <= func.now())
+    found = select(Dial.id).where(Dial.state == DialState.QUEUED, due).limit(1)
     return session.scalar(found) is not None

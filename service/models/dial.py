@@ -53,6 +53,7 @@ class Dial(OwnedByTenant, Base):
     max_attempts: Mapped[int]
     worker: Mapped[str | None]
     lease_expires_at: Mapped[datetime | None]
+    next_attempt_at: Mapped[datetime | None]  # after a failed attempt: not claimed before
     error: Mapped[dict[str, Any] | None]
     requested_at: Mapped[datetime] = created_at()
     finished_at: Mapped[datetime | None]
