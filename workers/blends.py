@@ -9,10 +9,9 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from service.db import session_scope
-from service.models import Model, Task, Update, Version, VersionTask
+from service.models import BLEND, Model, Task, Update, Version, VersionTask
 from service.registry.queries import get_version, require_artifact
 from service.tracing import traced
-from service.updates.blends import BLEND
 from service.updates.leases import Claim
 from workers.preparation import Plan, TaskSlice, adapter_settings, base_folder, settle_parent, version_folder
 from workers.training.contract import TrainingSettings, TrainRequest

@@ -23,13 +23,12 @@ from service.evaluations.gate import GatePolicy, Verdict, decide, to_json, what_
 from service.examples.commands import hold_erasures
 from service.examples.queries import count_stored, fresh_rows
 from service.failpoints import reach
-from service.models import Model, Update, UpdateState, Version, VersionTask
+from service.models import BLEND, Model, Update, UpdateState, Version, VersionTask
 from service.registry.commands import promote
 from service.registry.queries import get_champion, get_model, get_version
 from service.replay.commands import admit_examples
 from service.tracing import mark_failed, span, traced
 from service.updates import leases
-from service.updates.blends import BLEND
 from service.updates.leases import Claim
 from service.updates.states import change_state
 from service.version import VERSION

@@ -5,7 +5,7 @@ from sqlalchemy.orm import Session
 
 from service.config import get_settings
 from service.errors import Gone, Unprocessable
-from service.models import Model, Task, Update, UpdateState, Version, VersionTask, new_id
+from service.models import BLEND, Model, Task, Update, UpdateState, Version, VersionTask, new_id
 from service.registry.queries import get_champion, get_model, get_version
 from service.request_context import request_id
 from service.security import Principal, Scope
@@ -13,9 +13,6 @@ from service.tracing import current_traceparent
 from service.updates.catalogue import require_applicable, strategies
 from service.updates.commands import check_queue, gate_warnings, queue_update
 from service.updates.schemas import BlendCreate, ReplayRequest
-
-BLEND = "blend"
-"""What such an update shows as its strategy."""
 
 
 def request_blend(

@@ -15,7 +15,7 @@ from service.db import session_scope
 from service.models import Model, ReplayEntry, Update, Version, VersionTask
 from service.replay.queries import read_buffer
 from tests.conftest import emptied
-from tests.scenes import World, make_client
+from tests.scenes import World, docstrings, make_client
 from tests.workers.evaluation.test_runner import plain_predictions
 from workers.training.adapters import Adapter, read_adapter
 from workers.training.contract import BaseFolder
@@ -62,6 +62,8 @@ def world(database_url: str, redis_url: str) -> Iterator[World]:
     world.model(replay={"capacity": 10}, gate={"max_regression": 1.0})
     world.task("one")
     world.task("two", ("random", "socket"))
+    row = {"text": docstrings("string")[0], "label": "socket", "split": "train", "subject": "anna"}
+    world.examples("two", [row])
     world.learn("one", **FORGETFUL)
     world.learn("two", **{**FORGETFUL, "promotion": "manual"})
     yield world
@@ -234,6 +236,20 @@ def test_requests_that_cannot_be_are_refused_with_the_reason(world: World, blend
             )  # fmt: skip
         answer = world.client.post(f"/v1/models/{name}/versions/1/blend", json={"beta": 0.5})
         assert world.problem(answer) == (422, "strategy_not_applicable")
+
+
+def test_what_a_version_learnt_from_an_erased_subject_its_blends_have_too_though_they_do_not_descend_from_it(
+    world: World, blended: dict[str, Any]
+) -> None:
+    def erased() -> dict[str, Any]:
+        return world.ok(world.client.delete("/v1/models/triage/examples", params={"subject": "anna"}))
+
+    assert {2, 3} <= set(erased()["versions"]), "blends made before it admitted the row themselves"
+    late = blend(world, 2, promotion="manual")["version"]
+    world.task("four", ("tempfile", "glob"), train=4)
+    upon = world.learn("four", parent=late, promotion="manual", training={"max_steps": 1})["version"]
+    assert {late, upon} <= set(erased()["inherited_by"])
+    assert 1 not in erased()["inherited_by"]
 
 
 def test_what_retention_removed_is_gone_and_what_a_queued_blend_is_made_of_stays(
