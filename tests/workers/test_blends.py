@@ -246,7 +246,11 @@ def test_what_a_version_learnt_from_an_erased_subject_its_blends_have_too_though
 
     assert {2, 3} <= set(erased()["versions"]), "blends made before it admitted the row themselves"
     late = blend(world, 2, promotion="manual")["version"]
-    world.task("four", ("tempfile", "glob"), train=4)
+    world.ok(world.client.put("/v1/models/triage/tasks/four"))
+    splits = ("train", "train", "eval")
+    world.examples(
+        "four", [{"text": f"row {at}", "label": "four", "split": split} for at, split in enumerate(splits)]
+    )
     upon = world.learn("four", parent=late, promotion="manual", training={"max_steps": 1})["version"]
     assert {late, upon} <= set(erased()["inherited_by"])
     assert 1 not in erased()["inherited_by"]
