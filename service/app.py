@@ -62,7 +62,19 @@ def create_app() -> FastAPI:
     app.add_exception_handler(IdempotentReplay, replay_response)
     app.include_router(health.router)
     app.include_router(metrics)
-    for router in (registry, tasks, examples, erasures, updates, reports, dials, storage, keys, webhooks, audit):
+    for router in (
+        registry,
+        tasks,
+        examples,
+        erasures,
+        updates,
+        reports,
+        dials,
+        storage,
+        keys,
+        webhooks,
+        audit,
+    ):
         app.include_router(router, prefix="/v1")
     describe_problems(app, Problem)
     return app
