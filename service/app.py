@@ -11,6 +11,7 @@ from service import health
 from service.audit.routes import router as audit
 from service.body_limit import BodyLimit
 from service.config import Settings, get_settings
+from service.dials.routes import router as dials
 from service.erasures.routes import router as erasures
 from service.errors import Problem, install_error_handlers
 from service.examples.routes import router as examples
@@ -61,7 +62,19 @@ def create_app() -> FastAPI:
     app.add_exception_handler(IdempotentReplay, replay_response)
     app.include_router(health.router)
     app.include_router(metrics)
-    for router in (registry, tasks, examples, erasures, updates, reports, storage, keys, webhooks, audit):
+    for router in (
+        registry,
+        tasks,
+        examples,
+        erasures,
+        updates,
+        reports,
+        dials,
+        storage,
+        keys,
+        webhooks,
+        audit,
+    ):
         app.include_router(router, prefix="/v1")
     describe_problems(app, Problem)
     return app

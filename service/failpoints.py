@@ -27,6 +27,7 @@ POINTS = frozenset(
         "scored",  # every score is made, none is stored
         "before_record",  # all rows of the version are written, not committed
         "recorded",  # version, verdict and promotion are committed
+        "dial_point_recorded",  # of a dial: one more point is committed
         # whoever sends to webhooks
         "webhook_sent",  # the receiver has answered, nothing is recorded
         # the API

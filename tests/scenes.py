@@ -99,6 +99,16 @@ class World:
             run_update(claim, stopping=stopping or threading.Event())
         return claim is not None
 
+    def dial(self, version: int, *, model: str = "triage", **fields: object) -> dict[str, Any]:
+        """Asks for a version's dial, has it scored, and returns it."""
+        from workers.tasks import run_next_dial
+
+        where = f"/v1/models/{model}/versions/{version}/dial"
+        self.ok(self.client.post(where, json=fields))
+        while run_next_dial():
+            pass
+        return self.ok(self.client.get(where))
+
     def claim(self) -> Any:
         """Claims the next update as a worker does."""
         from service.db import EVERY_TENANT, session_scope

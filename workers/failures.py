@@ -1,10 +1,13 @@
 """What went wrong with an attempt, and whether another one may mend it."""
 
+from dataclasses import dataclass
+
 import psycopg
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from workers.training.errors import TrainingFailed
+from service.errors import ServiceError
+from workers.training.errors import ChildDied, TrainingFailed, unwritable_work_folder
 
 DATABASE_ERRORS = (OperationalError, InterfaceError, PoolTimeout)
 AWAY_STATES = ("08", "57P", "53300")  # connection exceptions, shutdowns, too many connections
@@ -19,6 +22,31 @@ PASSING = (
     psycopg.errors.DeadlockDetected,
     psycopg.errors.SerializationFailure,
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What an attempt failed with, as it is recorded: `final` where another attempt cannot mend it."""
+
+    code: str
+    message: str
+    final: bool
+    unexpected: bool
+
+
+def described(error: Exception) -> Failure:
+    """Returns how an error that ended an attempt is recorded."""
+    if isinstance(error, OSError):  # the store's come as errors of its own
+        error = unwritable_work_folder(error) or error
+    code = getattr(error, "code", None) or (
+        "trainer_died" if isinstance(error, ChildDied) else "internal_error"
+    )
+    return Failure(
+        code=code,
+        message=error.message if isinstance(error, TrainingFailed) else str(error) or type(error).__name__,
+        final=isinstance(error, TrainingFailed | ServiceError) and code not in MAY_PASS,
+        unexpected=not isinstance(error, TrainingFailed | ServiceError | ChildDied | OSError),
+    )
 
 
 def is_away(error: Exception) -> bool:

@@ -17,9 +17,10 @@ from structlog import get_logger
 from service.artifacts import ArtifactStore, get_store
 from service.config import get_settings
 from service.db import EVERY_TENANT, among, session_scope
+from service.dials.leases import dial_is_waiting, sweep_expired_dials
 from service.errors import NotFound
 from service.logs import configure_logging
-from service.models import Update, Version
+from service.models import Dial, DialState, Update, Version
 from service.queue import QUEUE, nudge_workers
 from service.storage.retention import (
     delete_old_events,
@@ -82,10 +83,13 @@ def sweep_updates() -> list[str]:
     """Takes back expired leases and hints at waiting work; returns the ids of the updates taken back."""
     with session_scope(tenant=EVERY_TENANT, role="worker") as session:
         expired = sweep_expired(session)
+        expired_dials = sweep_expired_dials(session)
     with session_scope(tenant=EVERY_TENANT, role="worker") as session:
-        waiting = work_is_waiting(session)
+        waiting = work_is_waiting(session) or dial_is_waiting(session)
     for update_id in expired:
         log.warning("lease_expired", update=update_id)
+    for dial_id in expired_dials:
+        log.warning("lease_expired", dial=dial_id)
     if waiting and _hints_waiting() < MAX_WAITING_HINTS:
         nudge_workers()
     return expired
@@ -179,14 +183,15 @@ def _old_artifacts(store: ArtifactStore) -> list[str]:
 
 
 def sweep_work_folders() -> int:
-    """Deletes the scratch folders of finished updates on this machine; returns how many."""
-    folders = {folder.name: folder for folder in work_root().glob("upd_*")}
+    """Deletes the scratch folders of finished updates and dials on this machine; returns how many."""
+    folders = {folder.name: folder for kind in ("upd_*", "dia_*") for folder in work_root().glob(kind)}
     if not folders:
         return 0
     with session_scope(tenant=EVERY_TENANT, role="worker") as session:
-        unfinished = set(
-            session.scalars(select(Update.id).where(Update.id.in_(folders), Update.state.not_in(FINISHED)))
-        )
+        unfinished = {
+            *session.scalars(select(Update.id).where(Update.id.in_(folders), Update.state.not_in(FINISHED))),
+            *session.scalars(select(Dial.id).where(Dial.id.in_(folders), Dial.state == DialState.SCORING)),
+        }
     finished = [folder for name, folder in folders.items() if name not in unfinished]
     for folder in finished:
         shutil.rmtree(folder, ignore_errors=True)

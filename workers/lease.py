@@ -1,11 +1,11 @@
-"""The hold of this worker on one update, renewed in the background while it works."""
+"""The hold of this worker on one update or dial, renewed in the background while it works."""
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextvars import copy_context
 from dataclasses import asdict
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from sqlalchemy.exc import SQLAlchemyError
 from structlog import get_logger
@@ -13,14 +13,26 @@ from structlog import get_logger
 from service.config import get_settings
 from service.db import session_scope
 from service.failpoints import reach
-from service.updates.leases import Claim, renew_lease
+from service.updates.leases import LeaseState, renew_lease
 from workers.training.contract import Progress, Signal
 
 log = get_logger(__name__)
 
 
 class LeaseLost(Exception):
-    """Another worker may hold the update by now; nothing more may be written."""
+    """Another worker may hold the work by now; nothing more may be written."""
+
+
+class Held(Protocol):
+    """A claim, on an update or on a dial."""
+
+    @property
+    def tenant(self) -> str:
+        """Whose it is."""
+
+    @property
+    def subject(self) -> str:
+        """The id of what is held."""
 
 
 class Lease:
@@ -29,13 +41,15 @@ class Lease:
     The lease counts as lost when the row says so, or when the database has not answered for its whole length.
     """
 
-    def __init__(self, claim: Claim, *, stopping: threading.Event) -> None:
-        self._claim, self._stopping = claim, stopping
+    def __init__(
+        self, claim: Held, *, stopping: threading.Event, renew: Callable[..., LeaseState] = renew_lease
+    ) -> None:
+        self._claim, self._stopping, self._renew = claim, stopping, renew
         self._done = threading.Event()
         self._progress: Mapping[str, Any] | None = None
         # In the context of whoever holds it, so that its log lines name the update too.
         self._thread = threading.Thread(
-            target=copy_context().run, args=(self._keep,), name=f"lease-{claim.update_id}", daemon=True
+            target=copy_context().run, args=(self._keep,), name=f"lease-{claim.subject}", daemon=True
         )
         self.lost = False
         self.cancel_requested = False
@@ -63,7 +77,7 @@ class Lease:
     def check(self) -> None:
         """Raises `LeaseLost` when the claim no longer holds."""
         if self.lost:
-            raise LeaseLost(self._claim.update_id)
+            raise LeaseLost(self._claim.subject)
 
     def _keep(self) -> None:
         settings = get_settings()
@@ -72,7 +86,7 @@ class Lease:
         while not self._done.wait(interval):
             try:
                 with session_scope(tenant=self._claim.tenant, role="worker") as session:
-                    state = renew_lease(
+                    state = self._renew(
                         session,
                         claim=self._claim,
                         lease_seconds=settings.lease_seconds,

@@ -19,12 +19,11 @@ from structlog.contextvars import bound_contextvars
 from service.artifacts import get_store
 from service.config import get_settings
 from service.db import allow_statements_of, session_scope
-from service.errors import ServiceError
 from service.evaluations.gate import GatePolicy, Verdict, decide, to_json, what_happens
 from service.examples.commands import hold_erasures
 from service.examples.queries import count_stored, fresh_rows
 from service.failpoints import reach
-from service.models import Model, Update, UpdateState, Version, VersionTask
+from service.models import BLEND, Model, Update, UpdateState, Version, VersionTask
 from service.registry.commands import promote
 from service.registry.queries import get_champion, get_model, get_version
 from service.replay.commands import admit_examples
@@ -34,8 +33,9 @@ from service.updates.leases import Claim
 from service.updates.states import change_state
 from service.version import VERSION
 from workers.attempt_trace import attempt_span
+from workers.blends import prepare_blend
 from workers.child import Trainer
-from workers.failures import DATABASE_ERRORS, MAY_PASS, PASSING, is_away, refused
+from workers.failures import DATABASE_ERRORS, PASSING, described, is_away, refused
 from workers.lease import Lease, LeaseLost
 from workers.preparation import Plan, StateErased, TaskSlice, prepare_update, version_folder
 from workers.scoring import (
@@ -49,7 +49,7 @@ from workers.scoring import (
     score_round,
 )
 from workers.training.contract import Progress, TrainResult
-from workers.training.errors import Cancelled, ChildDied, Stopped, TrainingFailed, unwritable_work_folder
+from workers.training.errors import Cancelled, Stopped
 from workers.watchdog import Limits
 from workers.workspace import leave_workspace, open_workspace, workspace_of
 
@@ -119,7 +119,8 @@ def _work(claim: Claim, lease: Lease, work: Path) -> bool:
 def _learn(claim: Claim, lease: Lease, work: Path) -> UpdateState:
     """A new update: train a candidate, then judge it."""
     try:
-        plan = prepare_update(claim, work=work)
+        prepare = prepare_blend if claim.strategy == BLEND else prepare_update
+        plan = prepare(claim, work=work)
     except StateErased:
         raise TrainedOnErased from None
     reach("prepared")
@@ -376,23 +377,18 @@ def _end_early(claim: Claim, lease: Lease, end: LeaseLost | Cancelled | Stopped 
 
 def _fail(claim: Claim, error: Exception) -> UpdateState | None:
     """Counts the failed attempt; an error that another attempt cannot mend fails the update at once."""
-    if isinstance(error, OSError):  # the store's come as errors of its own
-        error = unwritable_work_folder(error) or error
-    code = getattr(error, "code", None) or (
-        "trainer_died" if isinstance(error, ChildDied) else "internal_error"
-    )
-    mark_failed(code)
-    final = isinstance(error, TrainingFailed | ServiceError) and code not in MAY_PASS
-    unexpected = not isinstance(error, TrainingFailed | ServiceError | ChildDied | OSError)
+    failure = described(error)
+    mark_failed(failure.code)
     log.error(
         "attempt_failed",
-        code=code,
+        code=failure.code,
         error=str(error),
-        exc_info=error if unexpected else None,
+        exc_info=error if failure.unexpected else None,
     )
-    message = error.message if isinstance(error, TrainingFailed) else str(error) or type(error).__name__
     with session_scope(tenant=claim.tenant, role="worker") as session:
-        return leases.fail_attempt(session, claim=claim, code=code, message=message, final=final)
+        return leases.fail_attempt(
+            session, claim=claim, code=failure.code, message=failure.message, final=failure.final
+        )
 
 
 def _limits() -> Limits:

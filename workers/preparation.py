@@ -75,7 +75,7 @@ def prepare_update(claim: Claim, *, work: Path) -> Plan:
     Raises `NothingToLearn`, `BaseModelMissing`, `ArtifactDamaged`, and `Conflict` for a parent whose adapter is gone.
     """
     work.mkdir(mode=0o700, parents=True, exist_ok=True)
-    number = _settle_parent(claim)
+    number = settle_parent(claim)
     trained_on = array("q")
     with session_scope(tenant=claim.tenant, role="worker") as session:
         model = session.get_one(Model, {"tenant_id": claim.tenant, "id": claim.model_id})
@@ -103,7 +103,7 @@ def prepare_update(claim: Claim, *, work: Path) -> Plan:
     )  # fmt: skip
 
 
-def _settle_parent(claim: Claim) -> int:
+def settle_parent(claim: Claim) -> int:
     """Resolves the parent and notes it on the update, in a transaction of its own: reading rows may take long."""
     with session_scope(tenant=claim.tenant, role="worker") as session:
         model = session.get_one(Model, {"tenant_id": claim.tenant, "id": claim.model_id})
@@ -205,13 +205,10 @@ def _train_request(
     replay: dict[str, Any], work: Path,
 ) -> TrainRequest:  # fmt: skip
     known = list(parent.labels)
-    adapter = dict(model.adapter)
-    if isinstance(adapter["target_modules"], list):
-        adapter["target_modules"] = tuple(adapter["target_modules"])
     return TrainRequest(
         task_type=model.task_type,
         base=base_folder(model.base_model),
-        adapter=AdapterSettings(**adapter),
+        adapter=adapter_settings(model),
         strategy=update.strategy,
         parameters=update.parameters,
         settings=TrainingSettings(**update.training),
@@ -234,6 +231,14 @@ def _train_request(
             "replay": replay,
         },
     )
+
+
+def adapter_settings(model: Model) -> AdapterSettings:
+    """Returns the shape of the model's adapter as the training child takes it."""
+    adapter = dict(model.adapter)
+    if isinstance(adapter["target_modules"], list):
+        adapter["target_modules"] = tuple(adapter["target_modules"])
+    return AdapterSettings(**adapter)
 
 
 def version_folder(version: Version, *, work: Path) -> Path:

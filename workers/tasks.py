@@ -4,9 +4,11 @@ import threading
 
 from service.config import get_settings
 from service.db import EVERY_TENANT, session_scope
+from service.dials.leases import claim_dial
 from service.failpoints import reach
 from service.queue import RUN_UPDATES, celery_app
 from service.updates.leases import claim_next
+from workers.dials import run_dial
 from workers.identity import worker_name
 from workers.pipeline import run_update
 
@@ -15,12 +17,30 @@ stopping = threading.Event()
 
 @celery_app.task(name=RUN_UPDATES, ignore_result=True)  # type: ignore[untyped-decorator]  # celery ships no types
 def run_updates() -> None:
-    """Claims and runs updates until none is left or the worker stops. Running it twice does no harm."""
+    """Claims and runs updates and dials in turn until none is left or the worker stops. Running it twice does no harm."""
     while not stopping.is_set():
-        with session_scope(tenant=EVERY_TENANT, role="worker") as session:
-            claim = claim_next(session, worker=worker_name(), lease_seconds=get_settings().lease_seconds)
-            if claim is not None:
-                reach("before_claim")
-        if claim is None:
+        updated = run_next_update()
+        if not (run_next_dial() or updated):
             return
+
+
+def run_next_update() -> bool:
+    """Claims and runs one update; says whether there was any."""
+    with session_scope(tenant=EVERY_TENANT, role="worker") as session:
+        claim = claim_next(session, worker=worker_name(), lease_seconds=get_settings().lease_seconds)
+        if claim is not None:
+            reach("before_claim")
+    if claim is not None:
         run_update(claim, stopping=stopping)
+    return claim is not None
+
+
+def run_next_dial() -> bool:
+    """Claims and scores one dial; says whether there was any."""
+    if stopping.is_set():
+        return False
+    with session_scope(tenant=EVERY_TENANT, role="worker") as session:
+        claim = claim_dial(session, worker=worker_name(), lease_seconds=get_settings().lease_seconds)
+    if claim is not None:
+        run_dial(claim, stopping=stopping)
+    return claim is not None

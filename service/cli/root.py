@@ -8,6 +8,7 @@ import typer
 from service.cli import (
     backups,
     champions,
+    dials,
     erasures,
     examples,
     inventory,
@@ -18,7 +19,6 @@ from service.cli import (
     reports,
     tasks,
     updates,
-    versions,
     webhooks,
 )
 from service.cli.failures import expected
@@ -38,8 +38,8 @@ app = typer.Typer(
     The others call the API of a running service: the one that `palimpsest login` keeps, or `PALIMPSEST_URL` with
     `PALIMPSEST_API_KEY`, or a `palimpsest up` on this machine (`--state DIR`). Each takes `--json`.
 
-    **Exit codes**: 0 fine; 1 the API refused or the command is not possible; 2 wrong usage; of `update submit --wait` and
-    `update watch` 3 rejected, 4 failed or cancelled, 5 awaiting approval; 6 the service cannot be reached; 130 Ctrl-C.""",
+    **Exit codes**: 0 fine; 1 the API refused or the command is not possible; 2 wrong usage; of `update submit --wait`,
+    `version blend --wait` and `update watch` 3 rejected, 4 failed or cancelled, 5 awaiting approval; 6 the service cannot be reached; 130 Ctrl-C.""",
 )
 
 OPERATING, CALLING = "Running the service", "Using a running service"
@@ -50,7 +50,7 @@ for group, panel in ((operating, OPERATING), (backups, OPERATING), (login, CALLI
     app.add_typer(group.app)
 for name, typers in (
     ("model", models.app), ("task", tasks.app), ("examples", examples.app), ("erasure", erasures.app), ("update", updates.app),
-    ("version", versions.app), ("report", reports.report), ("gate", reports.gate), (None, champions.app),
+    ("version", dials.app), ("report", reports.report), ("gate", reports.gate), (None, champions.app),
     (None, inventory.app), ("strategies", inventory.strategies), ("keys", keys.app),
     ("webhook", webhooks.app),
 ):  # fmt: skip

@@ -12,7 +12,18 @@ from service.errors import Conflict
 from service.examples.commands import hold_erasures
 from service.examples.loading import allow_long_statements
 from service.examples.queries import descendants, versions_that_learnt
-from service.models import Alias, AuditAction, Erasure, Example, Model, Update, UpdateState, Version, new_id
+from service.models import (
+    BLEND,
+    Alias,
+    AuditAction,
+    Erasure,
+    Example,
+    Model,
+    Update,
+    UpdateState,
+    Version,
+    new_id,
+)
 from service.registry.commands import discard_artifacts, drop_states
 from service.registry.queries import get_champion
 from service.security import Principal
@@ -143,6 +154,11 @@ def _require_unused(session: Session, *, model: Model, versions: list[int]) -> N
         select(Update.id).where(
             Update.model_id == model.id,
             (Update.state.in_(ACTIVE) & among(Update.parent_version, versions))
+            | (
+                Update.state.in_(ACTIVE)
+                & (Update.strategy == BLEND)
+                & Update.parameters["of"].as_integer().in_(versions)
+            )
             | ((Update.state == UpdateState.AWAITING_APPROVAL) & among(Update.version, versions)),
         )
     )

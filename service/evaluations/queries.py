@@ -5,13 +5,13 @@ from dataclasses import dataclass
 
 import numpy as np
 from sqlalchemy import func, literal, select
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import JSONB, distinct_on
 from sqlalchemy.orm import Session
 
 from service.db import among
 from service.evaluations.flip_history import FlipHistory, ScoredSet, flip_history
 from service.evaluations.outcomes import Outcomes, PackedOutcomes, carried_scores, mean_score, unpack
-from service.models import EvalSet, Model, Score
+from service.models import EvalSet, Model, Score, Task
 
 Pair = tuple[int, str]  # version number, task id
 
@@ -46,6 +46,24 @@ def stored_scores(
         StoredScore(version, task_id, eval_set_id, score, size, measures or {})
         for version, task_id, eval_set_id, score, size, measures in rows
     ]
+
+
+def newest_eval_sets(session: Session, *, model: Model, version: int) -> list[EvalSet]:
+    """Returns the eval set that the version was scored on last, of every task that still stands, by task name."""
+    newest = (
+        select(Score.eval_set_id)
+        .where(Score.model_id == model.id, Score.version == version)
+        .ext(distinct_on(Score.task_id))
+        .order_by(Score.task_id, Score.created_at.desc())
+    )
+    return list(
+        session.scalars(
+            select(EvalSet)
+            .join(Task, Task.id == EvalSet.task_id)
+            .where(EvalSet.id.in_(newest.scalar_subquery()), Task.deleted_at.is_(None))
+            .order_by(Task.name)
+        )
+    )
 
 
 def is_scored(session: Session, *, model: Model, version: int, eval_set_id: str) -> bool:

@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 
 from service.db import among
 from service.errors import NotFound
-from service.models import Example, ReplayEntry, Task, Version
+from service.models import BLEND, Example, ReplayEntry, Task, Version
 
 ROWS_PER_FETCH = 2000
 IDS_PER_COUNT = 100_000
@@ -173,13 +173,19 @@ def versions_that_learnt(session: Session, *, model_id: str, examples: Select[in
 
 
 def descendants(session: Session, *, model_id: str, versions: Sequence[int]) -> list[int]:
-    """Returns the numbers of the versions built on any of these, those themselves left out."""
-    if not versions:
-        return []
-    statement = select(Version.number).where(
-        Version.model_id == model_id, Version.lineage.overlap(list(versions)), Version.number.not_in(versions)
-    )
-    return list(session.scalars(statement.order_by(Version.number)))
+    """Returns the numbers of the versions built on any of these, those themselves left out.
+
+    Built on are its descendants and, though the version is no ancestor of theirs, the blends of it with its parent; and
+    what is built on any of those.
+    """
+    known: set[int] = set()
+    found = set(versions)
+    while found - known:
+        known |= found
+        blended = and_(Version.strategy == BLEND, Version.parameters["of"].as_integer().in_(known))
+        built = or_(Version.lineage.overlap(sorted(known)), blended)
+        found = set(session.scalars(select(Version.number).where(Version.model_id == model_id, built)))
+    return sorted(known - set(versions))
 
 
 def _fresh(*, task_id: str, after_batch: int, up_to_batch: int) -> ColumnElement[bool]:

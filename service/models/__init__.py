@@ -2,6 +2,7 @@
 
 from service.models.audit import AuditAction, AuditEntry
 from service.models.base import Base, new_id
+from service.models.dial import Dial, DialScore, DialState
 from service.models.erasure import Erasure
 from service.models.evaluation import EvalSet, Score
 from service.models.example import Example
@@ -11,7 +12,7 @@ from service.models.replay import ReplayEntry
 from service.models.task import Task
 from service.models.tenant import ApiKey, Tenant
 from service.models.update import Update, UpdateEvent, UpdateState
-from service.models.version import Alias, AliasMove, Version, VersionTask
+from service.models.version import BLEND, Alias, AliasMove, Version, VersionTask
 from service.models.webhook import (
     TEST_EVENT,
     DeliveryState,
@@ -22,6 +23,7 @@ from service.models.webhook import (
 )
 
 __all__ = [
+    "BLEND",
     "TEST_EVENT",
     "Alias",
     "AliasMove",
@@ -30,6 +32,9 @@ __all__ = [
     "AuditEntry",
     "Base",
     "DeliveryState",
+    "Dial",
+    "DialScore",
+    "DialState",
     "Erasure",
     "EvalSet",
     "EventType",

@@ -9,6 +9,9 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from service.models.base import Base, OwnedByTenant, created_at
 
+BLEND = "blend"
+"""The strategy of a version between another one, its parameter `of`, and that one's parent."""
+
 
 class Version(OwnedByTenant, Base):
     """An immutable adapter with lineage. Number 0 is the untouched base and has no artifact.

@@ -145,7 +145,7 @@ def update_report(
             _task_report(evidence, p_value, p_value_holm, confidence)
             for evidence, p_value, p_value_holm in zip(tasks, p_values, corrected, strict=True)
         ],
-        "summary": _update_summary(tasks, lineage),
+        "summary": update_summary(tasks, lineage),
         "verdict": None if verdict is None else to_json(verdict),
     }
 
@@ -251,7 +251,8 @@ def _holm_where_tested(p_values: Sequence[float | None]) -> list[float | None]:
     return [None if p_value is None else next(corrected) for p_value in p_values]
 
 
-def _update_summary(tasks: Sequence[TaskEvidence], lineage: Summary) -> UpdateSummary:
+def update_summary(tasks: Sequence[TaskEvidence], lineage: Summary) -> UpdateSummary:
+    """Returns a version in numbers, from what was measured on its tasks and the metrics of its lineage."""
     learnt_before = [evidence for evidence in tasks if evidence.role != "new"]
     learnt_now = [evidence for evidence in tasks if evidence.role != "old"]
     shares = (

@@ -121,13 +121,7 @@ def _verdict(update: Update | None) -> Verdict | None:
 
 def _evidence(session: Session, *, model: Model, version: Version, lineage: Lineage) -> list[TaskEvidence]:
     parent = version.parent or 0
-    taught = set(
-        session.scalars(
-            select(VersionTask.task_id).where(
-                VersionTask.model_id == model.id, VersionTask.version == version.number
-            )
-        )
-    )
+    taught = taught_by(session, model=model, version=version)
     outcomes = load_outcomes(
         session, model=model, versions={version.number, parent}, task_ids=[task.id for task in lineage.tasks]
     )
@@ -139,7 +133,7 @@ def _evidence(session: Session, *, model: Model, version: Version, lineage: Line
         evidence.append(
             TaskEvidence(
                 task=task.name,
-                role=_role(learnt_at, last_row=len(lineage.versions) - 1, taught=task.id in taught),
+                role=role_at(learnt_at, last_row=len(lineage.versions) - 1, taught=task.id in taught),
                 eval_size=_size(both, ours),
                 score=_score(ours) if both is None else both.scores()[1],
                 parent_score=_score(theirs) if both is None else both.scores()[0],
@@ -155,7 +149,19 @@ def _evidence(session: Session, *, model: Model, version: Version, lineage: Line
     return evidence
 
 
-def _role(learnt_at: int | None, *, last_row: int, taught: bool) -> Role:
+def taught_by(session: Session, *, model: Model, version: Version) -> set[str]:
+    """Returns the ids of the tasks that a version learnt."""
+    return set(
+        session.scalars(
+            select(VersionTask.task_id).where(
+                VersionTask.model_id == model.id, VersionTask.version == version.number
+            )
+        )
+    )
+
+
+def role_at(learnt_at: int | None, *, last_row: int, taught: bool) -> Role:
+    """Returns a task's part in the update that made the last row, which `taught` it or did not."""
     if learnt_at == last_row:
         return "new"
     return "relearnt" if taught else "old"

@@ -84,7 +84,7 @@ def live_versions(session: Session, *, model: Model, newest: int | None) -> Live
     """Returns the live heads and the `newest` versions (all of them for None).
 
     Heads are the champion, where a plain rollback goes, where the champion came from, aliased versions, and the versions
-    and parents of unfinished updates.
+    and parents of unfinished updates, and what unfinished blends are made of.
     """
     champion = get_champion(session, model=model)
     move = session.get_one(AliasMove, {"tenant_id": model.tenant_id, "id": champion.move_id})
@@ -92,12 +92,12 @@ def live_versions(session: Session, *, model: Model, newest: int | None) -> Live
     numbers = {champion.version, move.from_version, previous.to_version if previous else None}
     numbers |= set(session.scalars(select(Alias.version).where(Alias.model_id == model.id)))
     unfinished = session.execute(
-        select(Update.version, Update.parent_version, Update.parent).where(
-            Update.model_id == model.id, Update.state.not_in(FINISHED)
-        )
+        select(
+            Update.version, Update.parent_version, Update.parent, Update.parameters["of"].as_integer()
+        ).where(Update.model_id == model.id, Update.state.not_in(FINISHED))
     )
-    for version, parent_version, parent in unfinished:
-        numbers |= {version, parent_version, int(parent) if parent.isdecimal() else None}
+    for version, parent_version, parent, of in unfinished:
+        numbers |= {version, parent_version, int(parent) if parent.isdecimal() else None, of}
     of_model = select(Version.number).where(Version.model_id == model.id).order_by(Version.number.desc())
     last = session.scalars(of_model if newest is None else of_model.limit(newest))
     lineages = session.execute(

@@ -18,7 +18,7 @@ LONGEST_MESSAGE = 300
 
 @lru_cache
 def strategies() -> dict[str, StrategyInfo]:
-    """Returns every strategy by name."""
+    """Returns every strategy by name, those among them that a request for an update may not name."""
     text = files("service.updates").joinpath("strategies.json").read_text(encoding="utf-8")
     document = json.loads(text)
     entries = document["strategies"] if isinstance(document, dict) else document
@@ -33,8 +33,13 @@ def require_strategy(name: str) -> StrategyInfo:
     return info
 
 
+def offered_strategies() -> list[StrategyInfo]:
+    """Returns the strategies that a request for an update may name."""
+    return [info for info in strategies().values() if info.offered]
+
+
 def _offer() -> str:
-    return f"Strategies are: {', '.join(sorted(strategies()))}."
+    return f"Strategies are: {', '.join(sorted(info.name for info in offered_strategies()))}."
 
 
 def _require_finite(parameters: dict[str, Any]) -> None:
@@ -46,6 +51,19 @@ def _require_finite(parameters: dict[str, Any]) -> None:
             )  # fmt: skip
 
 
+def require_applicable(info: StrategyInfo, *, model: Model, param: str) -> None:
+    """Raises `Unprocessable` where the strategy cannot take the model's task or adapter type."""
+    for kind, wanted, taken in (
+        ("task type", model.task_type, info.task_types),
+        ("adapter type", AdapterSpec.model_validate(model.adapter).kind, info.adapter_types),
+    ):
+        if wanted not in taken:
+            raise Unprocessable(
+                f"The strategy '{info.name}' takes the {kind} {', '.join(taken)}, not {wanted}.",
+                code="strategy_not_applicable", param=param,
+            )  # fmt: skip
+
+
 def check_strategy(request: StrategyRequest, *, model: Model, devices: int) -> dict[str, Any]:
     """Returns the strategy's parameters with defaults filled in.
 
@@ -53,20 +71,12 @@ def check_strategy(request: StrategyRequest, *, model: Model, devices: int) -> d
     so many devices, and for unknown or out-of-bounds parameters.
     """
     info = strategies().get(request.name)
-    if info is None:
+    if info is None or not info.offered:
         raise Unprocessable(
             f"Unknown strategy '{request.name}'. {_offer()}",
             code="unknown_strategy", param="strategy.name",
         )  # fmt: skip
-    for kind, wanted, offered in (
-        ("task type", model.task_type, info.task_types),
-        ("adapter type", AdapterSpec.model_validate(model.adapter).kind, info.adapter_types),
-    ):
-        if wanted not in offered:
-            raise Unprocessable(
-                f"The strategy '{info.name}' takes the {kind} {', '.join(offered)}, not {wanted}.",
-                code="strategy_not_applicable", param="strategy.name",
-            )  # fmt: skip
+    require_applicable(info, model=model, param="strategy.name")
     if devices > 1 and not info.many_devices:
         raise Unprocessable(
             f"The strategy '{info.name}' trains on one device; leave training.devices at 1.",

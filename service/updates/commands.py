@@ -35,7 +35,7 @@ def request_update(session: Session, *, model: str, request: UpdateCreate, princ
     if request.promotion == "always":
         principal.require(Scope.DEPLOY)
     row = get_model(session, model=model, for_change=True, hold=True)
-    _check_queue(session, tenant=row.tenant_id)
+    check_queue(session, tenant=row.tenant_id)
     parameters = check_strategy(request.strategy, model=row, devices=request.training.devices)
     _check_boost(row, request=request)
     tasks = get_tasks(session, model=row, names=list(dict.fromkeys(request.tasks)), hold=True)
@@ -50,6 +50,11 @@ def request_update(session: Session, *, model: str, request: UpdateCreate, princ
         request_id=request_id(), traceparent=current_traceparent(), state=UpdateState.QUEUED,
         max_attempts=get_settings().max_attempts,
     )  # fmt: skip
+    return queue_update(session, update=update)
+
+
+def queue_update(session: Session, *, update: Update) -> Update:
+    """Stores a new update with its first event, nudges the workers after the commit, and returns it as stored."""
     session.add(update)
     session.flush()
     session.refresh(update)
@@ -57,7 +62,7 @@ def request_update(session: Session, *, model: str, request: UpdateCreate, princ
         session,
         update=update,
         type_=UpdateState.QUEUED,
-        data={"by": principal.actor, "request_id": request_id()},
+        data={"by": update.requested_by, "request_id": update.request_id},
     )
     nudge_after_commit(session)
     return update
@@ -79,7 +84,8 @@ def _check_boost(model: Model, *, request: UpdateCreate) -> None:
     )
 
 
-def _check_queue(session: Session, *, tenant: str) -> None:
+def check_queue(session: Session, *, tenant: str) -> None:
+    """Raises `TooManyRequests` where the tenant has as many updates queued as it may."""
     limit = get_settings().max_queued_updates_per_tenant
     queued = session.scalar(
         select(func.count())
@@ -135,7 +141,7 @@ def _check_data(
         warnings += _buffer_warnings(session, model=model, parent=parent)
     if request.replay.boost != "none":
         warnings += _boost_warnings(session, model=model, parent=parent)
-    return warnings + _gate_warnings(session, model=model, parent=parent, cut=cut)
+    return warnings + gate_warnings(session, model=model, parent=parent, cut=cut)
 
 
 def _buffer_warnings(session: Session, *, model: Model, parent: Version) -> list[str]:
@@ -193,7 +199,8 @@ def _require_rows(session: Session, *, tasks: Sequence[Task], cut: int) -> None:
             )  # fmt: skip
 
 
-def _gate_warnings(session: Session, *, model: Model, parent: Version, cut: int) -> list[str]:
+def gate_warnings(session: Session, *, model: Model, parent: Version, cut: int) -> list[str]:
+    """Returns a sentence for every task whose eval set is too small for the gate to pass a child of `parent` on it."""
     old = session.execute(
         select(Task.id, Task.name)
         .join(VersionTask, (VersionTask.task_id == Task.id))

@@ -60,6 +60,12 @@ class Claim:
     rescore: bool  # the version exists; only the comparison with the champion is to be made again
     traceparent: str | None = None  # of the call's span, where it was traced
     attempt_traceparent: str | None = None  # of the span of the attempt before
+    strategy: str = ""
+
+    @property
+    def subject(self) -> str:
+        """What is held."""
+        return self.update_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +110,7 @@ def _claim(
         with session.begin_nested():
             row = change_state(
                 session, update_id=update_id, to=target, only_from=[source], data={"worker": worker},
-                fence=None, worker=worker, lease_expires_at=_from_now(lease_seconds), next_attempt_at=None,
+                fence=None, worker=worker, lease_expires_at=from_now(lease_seconds), next_attempt_at=None,
                 started_at=func.coalesce(Update.started_at, func.now()),
             )  # fmt: skip
             if row is None:
@@ -117,11 +123,12 @@ def _claim(
         tenant=row.tenant_id, update_id=row.id, model_id=row.model_id, fence=row.fence,
         attempt=row.attempts_used + 1, request_id=row.request_id,
         traceparent=row.traceparent, attempt_traceparent=row.attempt_traceparent,
-        rescore=source == UpdateState.AWAITING_APPROVAL,
+        rescore=source == UpdateState.AWAITING_APPROVAL, strategy=row.strategy,
     )  # fmt: skip
 
 
-def _from_now(seconds: float) -> Any:
+def from_now(seconds: float) -> Any:
+    """The database's time in so many seconds."""
     return func.now() + cast(literal(f"{seconds} seconds"), Interval)
 
 
@@ -129,7 +136,7 @@ def renew_lease(
     session: Session, *, claim: Claim, lease_seconds: float, progress: Mapping[str, Any] | None
 ) -> LeaseState:
     """Extends the lease and writes the progress; tells whether the claim still holds and a cancel was asked for."""
-    values: dict[str, Any] = {"lease_expires_at": _from_now(lease_seconds)}
+    values: dict[str, Any] = {"lease_expires_at": from_now(lease_seconds)}
     if progress is not None:
         values["progress"] = dict(progress)
     row = session.execute(
@@ -218,8 +225,13 @@ def fail_attempt(
     if row.cancel_requested_at is not None:
         cancel_claimed(session, claim=claim)
         return UpdateState.CANCELLED
-    wait_seconds = min(get_settings().retry_seconds * RETRY_GROWTH**row.attempts_used, LONGEST_RETRY_SECONDS)
+    wait_seconds = seconds_before_retry(row.attempts_used)
     return _use_attempt(session, row=row, code=code, message=message, final=final, wait_seconds=wait_seconds)
+
+
+def seconds_before_retry(failed_before: int) -> float:
+    """Returns how long to wait after an attempt that failed, and so many before it."""
+    return min(get_settings().retry_seconds * RETRY_GROWTH**failed_before, LONGEST_RETRY_SECONDS)
 
 
 def _use_attempt(
@@ -233,7 +245,7 @@ def _use_attempt(
     changed = change_state(
         session, update_id=row.id, to=to, only_from=ACTIVE, fence=row.fence, data=error,
         attempts_used=min(used, row.max_attempts), error=error,
-        next_attempt_at=_from_now(wait_seconds) if to == retry and wait_seconds else None,
+        next_attempt_at=from_now(wait_seconds) if to == retry and wait_seconds else None,
     )  # fmt: skip
     return to if changed is not None else None
 

@@ -22,11 +22,19 @@ from service.errors import problem_responses
 from service.idempotency import IdempotencyDep
 from service.models import Update, UpdateEvent, UpdateState
 from service.registry.queries import get_model, task_names
-from service.schemas import NAME_PATTERN, ModelPath, UpdatePath
-from service.updates import commands, queries
-from service.updates.catalogue import require_strategy, strategies
+from service.schemas import NAME_PATTERN, ModelPath, UpdatePath, VersionPath
+from service.updates import blends, commands, queries
+from service.updates.catalogue import offered_strategies, require_strategy
 from service.updates.event_stream import EVENT_STREAM_RESPONSES, EventStream, LastEventId, wants_stream
-from service.updates.schemas import Decision, EventRead, StrategyInfo, StrategyList, UpdateCreate, UpdateRead
+from service.updates.schemas import (
+    BlendCreate,
+    Decision,
+    EventRead,
+    StrategyInfo,
+    StrategyList,
+    UpdateCreate,
+    UpdateRead,
+)
 
 router = APIRouter(tags=["Updates"])
 
@@ -35,8 +43,8 @@ StrategyPath = Annotated[str, Path(max_length=64, pattern=NAME_PATTERN)]
 
 @router.get("/strategies", summary="List the continual-learning strategies")
 def list_strategies(_principal: Reader) -> StrategyList:
-    """Lists every strategy with a summary, what it can take, and the JSON schema of its parameters."""
-    return StrategyList(data=list(strategies().values()))
+    """Lists every strategy that an update may name, with a summary, what it can take, and the JSON schema of its parameters."""
+    return StrategyList(data=offered_strategies())
 
 
 @router.get("/strategies/{strategy}", summary="Read one strategy")
@@ -61,6 +69,31 @@ def request_update(
     after the other, in the order they were requested.
     """
     update = commands.request_update(session, model=model, request=body, principal=principal)
+    answer = queries.describe_update(session, update=update)
+    return idempotency.keep(202, answer, headers={"Location": f"/v1/updates/{update.id}"})
+
+
+@router.post(
+    "/models/{model}/versions/{version}/blend",
+    status_code=202,
+    response_model=UpdateRead,
+    summary="Register a point between a version and its parent as a version",
+    responses=problem_responses(410, 429),
+)
+def request_blend(
+    model: ModelPath,
+    version: VersionPath,
+    body: BlendCreate,
+    principal: Trainer,
+    session: SessionDep,
+    idempotency: IdempotencyDep,
+) -> Response:
+    """Queues an update that trains nothing: its version is (1 − β)·parent + β·version, judged by the same gate.
+
+    It has the version's parent as its parent, and counts as having learnt what the version learnt. Where the champion is
+    not that parent, as after the version itself was promoted, a person decides on the blend.
+    """
+    update = blends.request_blend(session, model=model, version=version, request=body, principal=principal)
     answer = queries.describe_update(session, update=update)
     return idempotency.keep(202, answer, headers={"Location": f"/v1/updates/{update.id}"})
 

@@ -97,6 +97,20 @@ class UpdateCreate(Body):
     metadata: Metadata = Field(default_factory=dict)
 
 
+class BlendCreate(Body):
+    """A request to register a point between a version and its parent as a version of its own."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"beta": 0.6}]})
+
+    beta: float = Field(
+        gt=0, lt=1, description="ΔW = (1 − β)·parent + β·version; 0 would be the parent and 1 the version"
+    )
+    promotion: Literal["gate", "manual", "always"] = Field(
+        default="gate", description="As of any update; `always` needs the scope `deploy`"
+    )
+    metadata: Metadata = Field(default_factory=dict)
+
+
 class Progress(BaseModel):
     """How far an active update is."""
 
@@ -186,6 +200,10 @@ class StrategyInfo(BaseModel):
     name: str
     summary: str
     description: str
+    offered: bool = Field(
+        default=True,
+        description="Whether POST …/updates takes it; `blend` is asked for with POST …/versions/{version}/blend",
+    )
     task_types: list[str]
     adapter_types: list[str]
     needs_replay: bool

@@ -82,3 +82,22 @@ def test_the_report_shows_general_text_and_every_skill_at_every_version(taught: 
     assert taught.client.get("/v1/models/writer/versions/2/flips").status_code == 200
     rolled = taught.ok(taught.client.post("/v1/models/writer/rollback", json={"reason": "drill"}))
     assert (rolled["champion"], rolled["rolled_back_from"]) == (1, 2)
+
+
+def test_the_dial_of_a_language_model_has_graded_scores_with_bootstrap_bounds(taught: World) -> None:
+    dial = taught.dial(2, model="writer", betas=[0.5])
+    assert (dial["status"], [point["beta"] for point in dial["points"]]) == ("done", [0, 0.5, 1])
+    matrix = taught.get("/models/writer/reports/forgetting")
+    for beta, row in ((0, 1), (1, 2)):
+        stored = dict(zip(matrix["tasks"], matrix["matrix"][row], strict=True))
+        point = next(point for point in dial["points"] if point["beta"] == beta)
+        assert {task["task"]: task["score"] for task in point["tasks"]} == stored
+    summary = taught.get("/models/writer/versions/2/report")["summary"]
+    assert {name: value for name, value in dial["points"][2].items() if name in summary} == {
+        name: value for name, value in summary.items() if name in dial["points"][2]
+    }
+    for task in dial["points"][1]["tasks"]:
+        low, high = task["interval"]
+        assert low < task["score"] < high
+        assert task["measures"]["perplexity"] > 1
+    assert dial["points"][1]["old_tasks"] in ("pass", "fail", "inconclusive")

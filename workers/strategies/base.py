@@ -30,10 +30,12 @@ class Params(BaseModel):
 
 
 class Offer:
-    """What an update may name as its strategy: what the catalogue tells the service, and checked parameters."""
+    """What an update may show as its strategy: what the catalogue tells the service, and checked parameters."""
 
     name: ClassVar[str]
     summary: ClassVar[str]
+    offered: ClassVar[bool] = True
+    """Whether a request for an update may name it; what is not has a call of its own."""
     task_types: ClassVar[tuple[str, ...]] = ("text-classification",)
     adapter_types: ClassVar[tuple[AdapterKind, ...]] = ("lora",)
     """Kinds of adapter it can train; what adds adapters up can do so with plain LoRA only."""

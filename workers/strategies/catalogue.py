@@ -13,6 +13,7 @@ from workers.strategies.agem import Agem
 from workers.strategies.analytic import Analytic
 from workers.strategies.auto import Auto
 from workers.strategies.base import Offer, Strategy
+from workers.strategies.blend import Blend
 from workers.strategies.derpp import Derpp
 from workers.strategies.ewc import Ewc
 from workers.strategies.joint import Joint
@@ -30,8 +31,8 @@ STRATEGIES: dict[str, type[Strategy]] = {
     for strategy in (Sequential, Replay, Derpp, Ewc, Lwf, Agem, Olora, Osft, Merge, Analytic, Joint)
 }
 
-OFFERS: dict[str, type[Offer]] = {**STRATEGIES, Auto.name: Auto}
-"""Everything that an update may name: the strategies, and `auto`, which picks one of them."""
+OFFERS: dict[str, type[Offer]] = {**STRATEGIES, Auto.name: Auto, Blend.name: Blend}
+"""Everything that an update may show: the strategies, `auto`, which picks one of them, and `blend`, which trains nothing."""
 
 CATALOGUE_FILE = Path(__file__).parents[2] / "service" / "updates" / "strategies.json"
 
@@ -47,6 +48,7 @@ def describe(strategy: type[Offer]) -> dict[str, Any]:
         "name": strategy.name,
         "summary": strategy.summary,
         "description": inspect.cleandoc(sys.modules[strategy.__module__].__doc__ or ""),
+        "offered": strategy.offered,
         "task_types": list(strategy.task_types),
         "adapter_types": list(strategy.adapter_types),
         "needs_replay": strategy.needs_replay,

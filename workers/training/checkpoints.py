@@ -38,7 +38,16 @@ def fingerprint(request: TrainRequest) -> str:
     not live on in the parameters.
     """
     facts = asdict(request)
-    for name in ("output", "checkpoints", "checkpoint_seconds", "lineage", "fresh", "replay", "parent_state"):
+    for name in (
+        "output",
+        "checkpoints",
+        "checkpoint_seconds",
+        "lineage",
+        "fresh",
+        "replay",
+        "parent_state",
+        "child",
+    ):
         facts.pop(name)
     facts["base"].pop("folder")
     parent = Path(request.parent) if request.parent is not None else None

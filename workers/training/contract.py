@@ -100,8 +100,9 @@ class TrainRequest:
     files of rows `{"id": int, "task": str, "text": str, "label": str}`; an empty `replay` path or file means no
     buffer. For `causal-lm` there are no `labels`, and instead of text and label a row has `prompt` and `completion`,
     `messages` (`[{"role", "content"}]`) or `text`. `parent_state` is the folder of what the parent's strategy
-    left, `None` to look in `parent`'s own `state`. `output` is the folder to write, complete or not at all. `lineage` goes verbatim into
-    `version.json`.
+    left, `None` to look in `parent`'s own `state`. `child` is, for `blend` alone, the folder of the version on the other
+    side of `parent`; there are no rows then. `output` is the folder to write, complete or not at all. `lineage` goes
+    verbatim into `version.json`.
     """
 
     task_type: str
@@ -116,6 +117,7 @@ class TrainRequest:
     settings: TrainingSettings = field(default_factory=TrainingSettings)
     parent: str | None = None
     parent_state: str | None = None
+    child: str | None = None
     replay: str = ""
     checkpoint_seconds: float = 20.0
     lineage: Mapping[str, Any] = field(default_factory=dict)

@@ -12,10 +12,12 @@ from torch import Tensor
 
 from workers.strategies.auto import Auto
 from workers.strategies.base import Strategy
+from workers.strategies.blend import Blend
 from workers.strategies.catalogue import strategy_of
 from workers.training.acceleration import accelerated
 from workers.training.adapters import Adapter, detach
 from workers.training.batches import Mix, Pick
+from workers.training.blending import blend
 from workers.training.checkpoints import (
     Checkpoint,
     capture,
@@ -54,6 +56,8 @@ def train(request: TrainRequest, *, on_progress: OnProgress, should_stop: Should
         from workers.training.search import train_best  # its trials are trained by this very module
 
         return train_best(request, on_progress=on_progress, should_stop=should_stop)
+    if request.strategy == Blend.name:
+        return blend(request, on_progress=on_progress, should_stop=should_stop)
     return train_one(request, on_progress=on_progress, should_stop=should_stop)
 
 

@@ -28,6 +28,7 @@ BODIES: dict[str, object] = {
     "POST /v1/models/{model}/erasures/{erasure}/rebuild": {},
     "POST /v1/models/{model}/updates": {"tasks": ["one"]},
     "PATCH /v1/webhooks/{webhook}": {"enabled": False},
+    "POST /v1/models/{model}/versions/{version}/blend": {"beta": 0.5},
     "POST /v1/models/{model}/tasks/{task}/examples": {"examples": [{"text": "planted", "label": "math"}]},
 }
 QUERIES = {"DELETE /v1/models/{model}/examples": {"subject": "jane"}}
@@ -50,7 +51,7 @@ WITHOUT_IDS = {
 }
 # What its owner is not shown either: the base has none.
 EMPTY_FOR_THE_OWNER = {
-    f"GET /v1/models/{{model}}/versions/{{version}}/{part}" for part in ("adapter", "report", "flips")
+    f"GET /v1/models/{{model}}/versions/{{version}}/{part}" for part in ("adapter", "report", "flips", "dial")
 }
 
 
