@@ -82,6 +82,7 @@ def api(
         "service.app:create_app",
         factory=True,
         log_config=None,
+        access_log=False,  # it would write down queries, which name data subjects; the app logs its requests
         timeout_graceful_shutdown=10,
         timeout_keep_alive=75,  # longer than proxies and clients keep an idle connection, so that they close it
         server_header=False,

@@ -7,12 +7,15 @@ from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from structlog import get_logger
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 UNMATCHED = "unmatched"
 API_PREFIX = "/v1"
 EVENT_STREAM = "text/event-stream"
+PROBES = frozenset({"/livez", "/readyz", "/metrics"})  # asked every few seconds, and counted
+log = get_logger(__name__)
 
 registry = CollectorRegistry()
 ProcessCollector(registry=registry)
@@ -32,7 +35,7 @@ durations = Histogram(
 
 
 class RequestMetrics:
-    """ASGI middleware: counts every request and times those that are answered once, not as long as there are events."""
+    """ASGI middleware: logs and counts every request, and times those that are answered once, not as long as there are events."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -54,10 +57,11 @@ class RequestMetrics:
         try:
             await self._app(scope, receive, noting)
         finally:
-            method, route = _method(scope), route_template(scope)
+            method, route, seconds = _method(scope), route_template(scope), time.perf_counter() - began
             requests.labels(method, route, status).inc()
             if not streams:
-                durations.labels(method, route).observe(time.perf_counter() - began)
+                durations.labels(method, route).observe(seconds)
+            _tell(scope, status=status, seconds=seconds)
 
 
 def route_template(scope: Scope) -> str:
@@ -69,6 +73,15 @@ def route_template(scope: Scope) -> str:
     # parameter may span slashes, and what callers write must not make new series.
     inside = scope["path"].startswith(f"{API_PREFIX}/") and not declared.startswith(f"{API_PREFIX}/")
     return f"{API_PREFIX}{declared}" if inside else declared
+
+
+def _tell(scope: Scope, *, status: int, seconds: float) -> None:
+    """Logs the request, without its query: that may name a data subject."""
+    if scope["path"] not in PROBES:
+        log.info(
+            "request", method=scope["method"], path=scope["path"], status=status, seconds=round(seconds, 4),
+            client=(scope.get("client") or ("",))[0],
+        )  # fmt: skip
 
 
 def _method(scope: Scope) -> str:

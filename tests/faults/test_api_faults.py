@@ -122,3 +122,23 @@ def refuses(address: httpx.URL) -> bool:
     except (httpx.NetworkError, httpx.RemoteProtocolError):
         return True
     return False
+
+
+def test_the_log_tells_of_every_request_and_names_no_data_subject(rig: Rig) -> None:
+    rig.world.model()
+    client = rig.clients[0]
+    erased = client.delete(
+        "/v1/models/triage/examples", params={"subject": "zephyrine"}, headers={"X-Request-Id": "erasing-1"}
+    )
+    assert erased.status_code == 200
+    line = until(
+        lambda: next((json.loads(at) for at in rig.api.log.splitlines() if "erasing-1" in at), None),
+        what="the request's line",
+    )
+    told = {name: line[name] for name in ("event", "method", "path", "status", "tenant", "client")}
+    assert told == {
+        "event": "request", "method": "DELETE", "path": "/v1/models/triage/examples", "status": 200, "tenant": "acme",
+        "client": "127.0.0.1",
+    }  # fmt: skip
+    assert "zephyrine" not in rig.api.log
+    assert "/livez" not in rig.api.log
