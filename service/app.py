@@ -30,6 +30,7 @@ from service.tracing import configure_tracing, telemetry_of_requests
 from service.updates.hub import get_hub
 from service.updates.routes import router as updates
 from service.version import VERSION
+from service.web.routes import add_pages
 from service.webhooks.routes import router as webhooks
 
 DESCRIPTION = """
@@ -76,6 +77,7 @@ def create_app() -> FastAPI:
         audit,
     ):
         app.include_router(router, prefix="/v1")
+    add_pages(app)
     describe_problems(app, Problem)
     return app
 

@@ -44,10 +44,15 @@ async def get_principal(
             headers={"WWW-Authenticate": 'Bearer realm="palimpsest"'},
         )
     principal = await _authenticated.get(credentials.credentials)
-    bind_caller(tenant=principal.tenant, key_prefix=credentials.credentials.split("_")[1])
+    await note_caller(request, principal, credential=credentials.credentials)
+    return principal
+
+
+async def note_caller(request: Request, principal: Principal, *, credential: str) -> None:
+    """Names the caller in the log and counts the request against the key's rate limit. Raises `TooManyRequests`."""
+    bind_caller(tenant=principal.tenant, key_prefix=credential.split("_")[1])
     if limiter := get_rate_limiter():
         await run_in_threadpool(_count, request, principal, limiter)
-    return principal
 
 
 def _count(request: Request, principal: Principal, limiter: RateLimiter) -> None:

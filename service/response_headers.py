@@ -5,23 +5,43 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 STATE = "response_headers"  # a dict under this name in the request's state adds to its answer's headers
 API = "default-src 'none'; frame-ancestors 'none'"
-# What the pages of FastAPI load: Swagger UI and ReDoc from their CDN, started by an inline script.
+# The pages for people: everything from this service, nothing written into the page itself.
 PAGES = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; form-action 'self'; "
+    "base-uri 'none'; frame-ancestors 'none'"
+)
+PAGES_PREFIX = "/ui"
+STATIC_PREFIX = "/ui/static/"
+# What the pages of FastAPI load: Swagger UI and ReDoc from their CDN, started by an inline script.
+DOCUMENTATION = (
     "default-src 'none'; script-src 'self' 'unsafe-inline' https://cdn.jsdelivr.net; connect-src 'self'; "
     "style-src 'unsafe-inline' https://cdn.jsdelivr.net https://fonts.googleapis.com; font-src https://fonts.gstatic.com; "
     "img-src 'self' data: https://fastapi.tiangolo.com https://cdn.redoc.ly; worker-src blob:; frame-ancestors 'none'"
 )
-WITH_PAGES = frozenset({"/docs", "/docs/oauth2-redirect", "/redoc"})
+DOCUMENTATION_PATHS = frozenset({"/docs", "/docs/oauth2-redirect", "/redoc"})
+
+
+def is_page(path: str) -> bool:
+    """Says whether a path belongs to the pages for people."""
+    return path == PAGES_PREFIX or path.startswith(f"{PAGES_PREFIX}/")
 
 
 def safe_headers(path: str) -> dict[str, str]:
     """Returns the headers that an answer at `path` carries unless its route sets them otherwise."""
-    headers = {
-        "X-Content-Type-Options": "nosniff",
-        "Referrer-Policy": "no-referrer",
-        "Content-Security-Policy": PAGES if path in WITH_PAGES else API,
-    }
-    return {**headers, "Cache-Control": "no-store"} if path.startswith("/v1") else headers
+    headers = {"X-Content-Type-Options": "nosniff", "Content-Security-Policy": _policy(path)}
+    # A page's own forms name their origin only if the referrer may be told to this very service.
+    headers["Referrer-Policy"] = "same-origin" if is_page(path) else "no-referrer"
+    if path.startswith(STATIC_PREFIX):
+        headers["Cache-Control"] = "no-cache"  # kept, and asked for by its ETag
+    elif path.startswith("/v1") or is_page(path):
+        headers["Cache-Control"] = "no-store"
+    return headers
+
+
+def _policy(path: str) -> str:
+    if is_page(path):
+        return PAGES
+    return DOCUMENTATION if path in DOCUMENTATION_PATHS else API
 
 
 class ResponseHeaders:

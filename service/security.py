@@ -5,8 +5,6 @@ constant time with an HMAC-SHA256 under the operator's pepper. The key itself is
 A rotation keeps prefix, scopes and name and replaces the secret; the old one may stay valid for a while.
 """
 
-import hashlib
-import hmac
 import re
 import secrets
 from collections.abc import Collection, Sequence
@@ -21,6 +19,7 @@ from sqlalchemy.orm import Session
 
 from service.audit.commands import record
 from service.config import Settings, get_settings
+from service.credentials import Proof, hash_secret, read_key, read_session
 from service.db import session_scope
 from service.errors import Conflict, Forbidden, NotFound, Unauthenticated, Unprocessable
 from service.models import ApiKey, AuditAction, Tenant, new_id
@@ -28,8 +27,8 @@ from service.models import ApiKey, AuditAction, Tenant, new_id
 LAST_USED_RESOLUTION = timedelta(minutes=1)
 MAX_OVERLAP = timedelta(days=30)
 OPERATOR = "command line"
+NOBODYS_HASH = secrets.token_bytes(32)
 TENANT_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
-KEY_FORMAT = re.compile(r"plm_([0-9a-f]{12})_([0-9a-f]{64})")
 # Columns by name: a prepared statement with * fails once a migration has added one.
 FIND_KEYS = text("""
     SELECT found.id, found.tenant_id, found.prefix, found.name, found.scopes, found.secret_hash, found.previous_hash,
@@ -109,7 +108,7 @@ def create_key(
     session.execute(insert(Tenant).values(id=tenant).on_conflict_do_nothing())
     prefix, secret = secrets.token_hex(6), secrets.token_hex(32)
     key = ApiKey(
-        tenant_id=tenant, id=new_id("key"), prefix=prefix, secret_hash=_hash(secret),
+        tenant_id=tenant, id=new_id("key"), prefix=prefix, secret_hash=hash_secret(secret),
         scopes=sorted(set(scopes)), name=name, expires_at=expires_at,
     )  # fmt: skip
     session.add(key)
@@ -167,7 +166,7 @@ def rotate_key(
         raise Conflict(f"The key '{key.name}' {what}; create another.", code="key_not_valid", param="key")
     secret = secrets.token_hex(32)
     key.previous_hash, key.previous_expires_at = key.secret_hash, now + overlap
-    key.secret_hash, key.rotated_at = _hash(secret), now
+    key.secret_hash, key.rotated_at = hash_secret(secret), now
     session.flush()
     _record(
         session, key=key, action=AuditAction.KEY_ROTATED, principal=principal,
@@ -187,10 +186,24 @@ def _record(
 
 def authenticate(raw_key: str) -> Principal:
     """Returns who the key belongs to. Raises `Unauthenticated` for an unknown, wrong, expired or revoked key."""
-    prefix, digest = _parts(raw_key)
+    proof = read_key(raw_key)
+    if proof is None:
+        raise _unauthenticated("The API key does not look like 'plm_<prefix>_<secret>'.")
+    return _admit(proof)
+
+
+def authenticate_session(token: str) -> Principal:
+    """Returns who signed in. Raises `Unauthenticated` for a token that is made up or over, or whose key is not valid now."""
+    proof = read_session(token)
+    if proof is None:
+        raise _unauthenticated("The session is not known.")
+    return _admit(proof)
+
+
+def _admit(proof: Proof) -> Principal:
     with session_scope() as session:
-        row = session.execute(FIND_KEYS, {"prefixes": [prefix]}).one_or_none()
-    objection = _objection(row, digest)
+        row = session.execute(FIND_KEYS, {"prefixes": [proof.prefix]}).one_or_none()
+    objection = _objection(row, proof)
     if row is None or objection is not None:
         raise _unauthenticated(objection or "The API key is not known.")
     if row.last_used_at is None or row.now - row.last_used_at > LAST_USED_RESOLUTION:
@@ -198,29 +211,25 @@ def authenticate(raw_key: str) -> Principal:
     return Principal(tenant=row.tenant_id, key_id=row.id, key_name=row.name, scopes=frozenset(row.scopes))
 
 
-def valid_keys(raw_keys: Collection[str]) -> set[str]:
-    """Returns, with one query, those of the keys that `authenticate` would let in now. All must look like keys."""
-    parts = {raw_key: _parts(raw_key) for raw_key in raw_keys}
+def valid_keys(credentials: Collection[str]) -> set[str]:
+    """Returns, with one query, those of the keys and session tokens that would be let in now."""
+    read = {credential: read_key(credential) or read_session(credential) for credential in credentials}
+    proofs = {credential: proof for credential, proof in read.items() if proof is not None}
     with session_scope() as session:
-        rows = session.execute(FIND_KEYS, {"prefixes": [prefix for prefix, _ in parts.values()]})
+        rows = session.execute(FIND_KEYS, {"prefixes": [proof.prefix for proof in proofs.values()]})
         found = {row.prefix: row for row in rows}
-    return {raw for raw, (prefix, digest) in parts.items() if _objection(found.get(prefix), digest) is None}
+    return {
+        credential
+        for credential, proof in proofs.items()
+        if _objection(found.get(proof.prefix), proof) is None
+    }
 
 
-def _parts(raw_key: str) -> tuple[str, bytes]:
-    """Returns prefix and hash of a key. Raises `Unauthenticated` for what is no key."""
-    match = KEY_FORMAT.fullmatch(raw_key)
-    if match is None:
-        raise _unauthenticated("The API key does not look like 'plm_<prefix>_<secret>'.")
-    prefix, secret = match.groups()
-    return prefix, _hash(secret)
-
-
-def _objection(row: Row[Any] | None, digest: bytes) -> str | None:
-    """Says why a key of this hash is not let in, given what `FIND_KEYS` found; None where it is."""
-    # Both comparisons are always made, of a key that does not exist with hashes that nothing has.
-    is_current = hmac.compare_digest(digest, bytes(row.secret_hash) if row else b"")
-    is_previous = hmac.compare_digest(digest, bytes(row.previous_hash or b"") if row else b"")
+def _objection(row: Row[Any] | None, proof: Proof) -> str | None:
+    """Says why a key or session is not let in, given what `FIND_KEYS` found; None where it is."""
+    # Both comparisons are always made, of a key that does not exist with a hash that nothing has.
+    is_current = proof.fits(bytes(row.secret_hash) if row else NOBODYS_HASH)
+    is_previous = proof.fits(bytes(row.previous_hash or NOBODYS_HASH) if row else NOBODYS_HASH)
     if row is None or not (is_current or is_previous):
         return "The API key is not known."
     if not is_current and row.previous_expires_at <= row.now:
@@ -229,6 +238,8 @@ def _objection(row: Row[Any] | None, digest: bytes) -> str | None:
         return f"The API key '{row.name}' was revoked."
     if row.expires_at is not None and row.expires_at <= row.now:
         return f"The API key '{row.name}' expired at {row.expires_at.isoformat()}."
+    if proof.expires_at is not None and proof.expires_at <= row.now.timestamp():
+        return "The session is over."
     return None
 
 
@@ -247,11 +258,6 @@ def _note_use(tenant: str, key_id: str) -> None:
     due = or_(ApiKey.last_used_at.is_(None), ApiKey.last_used_at < func.now() - LAST_USED_RESOLUTION)
     with session_scope(tenant=tenant) as session:
         session.execute(update(ApiKey).where(ApiKey.id == key_id, due).values(last_used_at=func.now()))
-
-
-def _hash(secret: str) -> bytes:
-    pepper = get_settings().key_pepper.get_secret_value().encode()
-    return hmac.new(pepper, secret.encode(), hashlib.sha256).digest()
 
 
 def _unauthenticated(detail: str) -> Unauthenticated:

@@ -7,13 +7,9 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
-Json = dict[str, Any]
-Colour = tuple[int, int, int]
+from service.palette import as_hex, colour, legible_on, scale, share
 
-# Five points of cividis (Nuñez, Anderton, Renslow 2018), which rises evenly in lightness for every kind of sight.
-CIVIDIS: tuple[Colour, ...] = (
-    (0, 34, 78), (66, 78, 108), (124, 123, 120), (187, 174, 111), (254, 232, 56),
-)  # fmt: skip
+Json = dict[str, Any]
 WIDEST_NAME = 12
 LEAST_WIDTH = 7
 LEARNT = "•"
@@ -30,25 +26,6 @@ def heatmaps(report: Json, *, learnt: dict[int, set[str]], width: int) -> list[T
         _table(report, columns, learnt=learnt, low=low, high=high, widths=widths)
         for columns in _blocks(widths, width=width - 6)
     ]
-
-
-def scale(matrix: Sequence[Sequence[float | None]]) -> tuple[float, float]:
-    """The values of the darkest and of the brightest colour: 0 and 1 for accuracies, the extremes of anything else."""
-    values = [value for row in matrix for value in row if value is not None]
-    if all(0 <= value <= 1 for value in values):
-        return 0.0, 1.0
-    return min(values), max(values)
-
-
-def colour(share: float) -> Colour:
-    """The colour at a share between 0 and 1 of the scale."""
-    position = min(max(share, 0.0), 1.0) * (len(CIVIDIS) - 1)
-    before = min(int(position), len(CIVIDIS) - 2)
-    rest = position - before
-    red, green, blue = (
-        round(a + (b - a) * rest) for a, b in zip(CIVIDIS[before], CIVIDIS[before + 1], strict=True)
-    )
-    return red, green, blue
 
 
 def _table(
@@ -73,10 +50,8 @@ def _cell(value: float | None, *, low: float, high: float, learnt: bool, width: 
     mark = LEARNT if learnt else " "
     if value is None:
         return Text(f"–{mark}".rjust(width), style="dim")
-    share = (value - low) / (high - low) if high > low else 1.0
-    red, green, blue = colour(share)
-    bright = 0.299 * red + 0.587 * green + 0.114 * blue > 128
-    style = Style(color="#000000" if bright else "#ffffff", bgcolor=f"#{red:02x}{green:02x}{blue:02x}")
+    background = colour(share(value, low=low, high=high))
+    style = Style(color=as_hex(legible_on(background)), bgcolor=as_hex(background))
     return Text(f"{value:.2f}{mark}".rjust(width), style=style)
 
 

@@ -1,0 +1,141 @@
+"""The pages of one model: matrix, lineage, history; requesting updates and rolling back."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Response
+from fastapi.responses import HTMLResponse
+from sqlalchemy.orm import Session
+from starlette.concurrency import run_in_threadpool
+
+from service.errors import Conflict
+from service.registry.commands import roll_back
+from service.registry.queries import get_champion, get_model
+from service.registry.schemas import RollbackRequest
+from service.reports.schemas import ForgettingReport
+from service.response_headers import PAGES_PREFIX
+from service.schemas import ModelPath
+from service.security import Scope
+from service.updates.commands import request_update
+from service.updates.schemas import UpdateCreate
+from service.web import answers, queries
+from service.web.charts.heatmap import heatmap
+from service.web.rendering import page
+from service.web.reports import forgetting_report
+from service.web.session import Form, OwnForm, SessionDep, Visitor, VisitorDep
+from service.web.views.lineage import history_rows, matrix_picture, matrix_rows, view_model
+from service.web.views.rollbacks import view_rollback
+from service.web.views.trade_offs import trade_off_chart
+
+router = APIRouter(prefix=f"{PAGES_PREFIX}/models/{{model}}", include_in_schema=False)
+
+LineageOf = Annotated[int | None, Query(ge=0, le=2**31, description="End of the lineage; default: the champion")]
+ToVersion = Annotated[int | None, Query(ge=0, le=2**31)]
+NOTICES = {"rolled-back": "The champion was rolled back."}
+
+
+@router.get("")
+async def show_model(
+    model: ModelPath,
+    visitor: VisitorDep,
+    session: SessionDep,
+    version: LineageOf = None,
+    done: Annotated[str | None, Query(max_length=20)] = None,
+) -> HTMLResponse:
+    """Shows the matrix of a lineage, all versions, the history of the aliases, and what may be done."""
+    report = await forgetting_report(visitor, model, version)
+    return await run_in_threadpool(_model_page, visitor, session, model, report, NOTICES.get(done or ""))
+
+
+def _model_page(
+    visitor: Visitor, session: Session, model: str, report: ForgettingReport, notice: str | None
+) -> HTMLResponse:
+    view = view_model(session, model=get_model(session, model=model), report=report)
+    return page("model.html", visitor=visitor, view=view, notice=notice)
+
+
+@router.get("/matrix.svg")
+async def draw_matrix(
+    model: ModelPath, visitor: VisitorDep, session: SessionDep, version: LineageOf = None
+) -> Response:
+    """Sends the matrix as the page shows it."""
+    report = await forgetting_report(visitor, model, version)
+
+    def draw() -> str:
+        row = get_model(session, model=model)
+        taught = queries.taught_tasks(session, models=[row])[row.id]
+        champion = get_champion(session, model=row).version
+        return heatmap(matrix_picture(report, taught=taught, champion=champion))
+
+    return answers.svg(await run_in_threadpool(draw))
+
+
+@router.get("/matrix.csv")
+async def export_matrix(
+    model: ModelPath, visitor: VisitorDep, _session: SessionDep, version: LineageOf = None
+) -> Response:
+    """Sends the matrix as a table."""
+    report = await forgetting_report(visitor, model, version)
+    return answers.csv(matrix_rows(report), name=f"{report.model}-v{report.version}-matrix")
+
+
+@router.get("/trade-offs.svg")
+def draw_trade_offs(
+    model: ModelPath, _visitor: VisitorDep, session: SessionDep, version: LineageOf = None
+) -> Response:
+    """Sends stability against plasticity of all versions; `version` stands out."""
+    return answers.svg(trade_off_chart(session, model=get_model(session, model=model), this=version))
+
+
+@router.get("/history.csv")
+def export_history(model: ModelPath, _visitor: VisitorDep, session: SessionDep) -> Response:
+    """Sends every move of the model's aliases."""
+    row = get_model(session, model=model)
+    return answers.csv(history_rows(queries.alias_moves(session, model=row)), name=f"{row.name}-history")
+
+
+@router.post("/updates")
+def send_update(model: ModelPath, visitor: VisitorDep, session: SessionDep, form: OwnForm) -> Response:
+    """Requests an update and shows it."""
+    visitor.principal.require(Scope.TRAIN)
+    update = request_update(session, model=model, request=_update_of(form), principal=visitor.principal)
+    return answers.see_other(f"{PAGES_PREFIX}/updates/{update.id}")
+
+
+def _update_of(form: Form) -> UpdateCreate:
+    training = {name: value for name in ("epochs", "learning_rate") if (value := form.one(name)) is not None}
+    return answers.validated(
+        UpdateCreate,
+        {
+            "tasks": form.many("tasks"),
+            "strategy": {"name": form.one("strategy")},
+            "training": training,
+            "promotion": form.one("promotion") or "gate",
+            "relearn": form.one("relearn") is not None,
+        },
+    )
+
+
+@router.get("/rollback")
+def confirm_rollback(
+    model: ModelPath, visitor: VisitorDep, session: SessionDep, to: ToVersion = None
+) -> HTMLResponse:
+    """Says what a rollback will change, and asks for its reason."""
+    visitor.principal.require(Scope.DEPLOY)
+    view = view_rollback(session, model=get_model(session, model=model, for_change=True), to=to)
+    return page("rollback.html", visitor=visitor, view=view)
+
+
+@router.post("/rollback")
+def send_rollback(model: ModelPath, visitor: VisitorDep, session: SessionDep, form: OwnForm) -> Response:
+    """Rolls back, if the champion still is the one that the confirmation spoke of."""
+    visitor.principal.require(Scope.DEPLOY)
+    request = answers.validated(RollbackRequest, {"to": form.one("to"), "reason": form.one("reason")})
+    row = get_model(session, model=model, for_change=True, lock=True)
+    champion = get_champion(session, model=row, lock=True)
+    if str(champion.version) != form.one("champion"):
+        raise Conflict(
+            f"The champion is version {champion.version} now, another one than the page spoke of. Open it again.",
+            code="champion_moved",
+        )
+    roll_back(session, model=row.id, to=request.to, reason=request.reason, actor=visitor.principal.actor)
+    return answers.see_other(f"{PAGES_PREFIX}/models/{row.name}?done=rolled-back")

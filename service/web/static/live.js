@@ -1,0 +1,40 @@
+// Follows one update: every event and every bit of progress fetches the part of the page that changes, one fetch at a time.
+"use strict";
+(() => {
+  const live = document.getElementById("live");
+  const announcement = document.getElementById("announcement");
+  const state = () => document.getElementById("state").dataset;
+  let fetching = false, again = false;
+
+  const show = (html) => {
+    const focused = document.activeElement && document.activeElement.id;
+    const typed = live.querySelector("#reason") && live.querySelector("#reason").value;
+    const before = state().state;
+    live.innerHTML = html;
+    if (typed && live.querySelector("#reason")) live.querySelector("#reason").value = typed;
+    if (focused && focused !== document.activeElement.id) document.getElementById(focused)?.focus();
+    if (state().state !== before) announcement.textContent = state().words;
+  };
+
+  const refresh = async () => {
+    if (fetching) { again = true; return; }
+    fetching = true;
+    try {
+      do {
+        again = false;
+        const answer = await fetch(live.dataset.now);
+        if (answer.redirected || answer.status === 404) { location.reload(); return; }
+        if (answer.ok) show(await answer.text());
+      } while (again);
+    } finally {
+      fetching = false;
+    }
+    if (state().finished === "yes") stream.close();
+  };
+
+  const stream = new EventSource(`${live.dataset.stream}?after=${state().after}`);
+  for (const type of ["queued", "training", "evaluating", "awaiting_approval", "promoted", "rejected", "failed", "cancelled",
+    "cancel_requested", "lease_expired", "progress"]) {
+    stream.addEventListener(type, () => refresh().catch(() => {})); // a lost connection: the stream comes back by itself
+  }
+})();

@@ -1,0 +1,98 @@
+"""The pages of one version: what its update gave and cost, down to the example."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Query, Response
+from sqlalchemy.orm import Session
+from starlette.concurrency import run_in_threadpool
+
+from service.dependencies import Cursor
+from service.registry.queries import get_champion, get_model, get_version
+from service.reports import flip_exports, flips
+from service.reports.schemas import UpdateReport
+from service.response_headers import PAGES_PREFIX
+from service.schemas import NAME_PATTERN, ModelPath, VersionPath
+from service.web import answers
+from service.web.rendering import page
+from service.web.reports import update_report
+from service.web.session import SessionDep, Visitor, VisitorDep
+from service.web.views.report import RULES, changes_chart, content_in_words, task_rows
+from service.web.views.trade_offs import trade_off_chart
+
+router = APIRouter(prefix=f"{PAGES_PREFIX}/models/{{model}}/versions/{{version}}", include_in_schema=False)
+
+FLIPS_PER_PAGE = 20
+UNTOUCHED = 0
+
+
+def get_flip_query(
+    task: Annotated[str | None, Query(max_length=128, pattern=f"{NAME_PATTERN}|^$")] = None,
+    kind: Annotated[str | None, Query(pattern="^(negative|positive|)$")] = None,
+    sort: flips.Sort = "confidence",
+) -> flips.FlipQuery:
+    """Reads which flips are wanted; empty fields of the form are no filters. The most confident answers come first."""
+    wanted: flips.Kind | None = "negative" if kind == "negative" else "positive" if kind == "positive" else None
+    return flips.FlipQuery(task=task or None, kind=wanted, sort=sort)
+
+
+FlipQueryDep = Annotated[flips.FlipQuery, Depends(get_flip_query)]
+
+
+@router.get("")
+async def show_version(
+    model: ModelPath,
+    version: VersionPath,
+    visitor: VisitorDep,
+    session: SessionDep,
+    query: FlipQueryDep,
+    cursor: Cursor = None,
+) -> Response:
+    """Shows the report of the update that made the version. The base has none: its model is shown instead."""
+    if version == UNTOUCHED:
+        return answers.see_other(f"{PAGES_PREFIX}/models/{model}?version={UNTOUCHED}")
+    report = await update_report(visitor, model, version)
+    return await run_in_threadpool(_version_page, visitor, session, report, query, cursor)
+
+
+def _version_page(
+    visitor: Visitor, session: Session, report: UpdateReport, query: flips.FlipQuery, cursor: str | None
+) -> Response:
+    row = get_model(session, model=report.model)
+    found = get_version(session, model=row, version=report.version)
+    flipped = flips.list_flips(
+        session, model=row.id, version=report.version, query=query, limit=FLIPS_PER_PAGE, cursor=cursor
+    )
+    return page(
+        "version.html", visitor=visitor, model=row, version=found, report=report, flipped=flipped, query=query,
+        champion=get_champion(session, model=row).version, rules=RULES, content=content_in_words,
+        changes=changes_chart(report, tolerated=row.gate["max_regression"]),
+        trade_offs=trade_off_chart(session, model=row, this=report.version),
+    )  # fmt: skip
+
+
+@router.get("/changes.svg")
+async def draw_changes(
+    model: ModelPath, version: VersionPath, visitor: VisitorDep, session: SessionDep
+) -> Response:
+    """Sends the changes with their intervals as the page shows them."""
+    report = await update_report(visitor, model, version)
+    row = await run_in_threadpool(get_model, session, model=model)
+    return answers.svg(changes_chart(report, tolerated=row.gate["max_regression"]))
+
+
+@router.get("/changes.csv")
+async def export_changes(
+    model: ModelPath, version: VersionPath, visitor: VisitorDep, _session: SessionDep
+) -> Response:
+    """Sends the changes as a table."""
+    report = await update_report(visitor, model, version)
+    return answers.csv(task_rows(report), name=f"{report.model}-v{report.version}-changes")
+
+
+@router.get("/flips.csv")
+def export_flips(
+    model: ModelPath, version: VersionPath, visitor: VisitorDep, session: SessionDep, query: FlipQueryDep
+) -> Response:
+    """Sends every example that changed sides."""
+    ledger = flips.read_ledger(session, model=model, version=version, query=query)
+    return flip_exports.ExportResponse(ledger, tenant=visitor.principal.tenant, form="csv")

@@ -1,0 +1,95 @@
+"""One model: its matrix, its lineage, who moved its aliases."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from sqlalchemy.orm import Session
+
+from service.models import AliasMove, Model, Task, Update
+from service.registry.queries import get_champion, list_aliases, previous_champion
+from service.registry.schemas import AdapterSpec
+from service.reports.schemas import ForgettingReport
+from service.response_headers import PAGES_PREFIX
+from service.tasks.queries import live_tasks
+from service.updates.catalogue import strategies
+from service.updates.schemas import StrategyInfo
+from service.web import queries
+from service.web.charts.heatmap import MatrixPicture, heatmap
+from service.web.queries import Taught, VersionLine
+
+NEWEST_UPDATES, NEWEST_MOVES = 12, 20
+HISTORY = ("alias", "kind", "from_version", "to_version", "by", "reason", "update", "at")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelView:
+    """What the page of a model shows."""
+
+    model: Model
+    champion: int
+    previous: int | None
+    report: ForgettingReport
+    picture: str  # SVG
+    versions: Sequence[VersionLine]
+    taught: Taught
+    aliases: Mapping[int, Sequence[str]]  # by version
+    updates: Sequence[Update]
+    moves: Sequence[AliasMove]
+    tasks: Sequence[Task]
+    strategies: Sequence[StrategyInfo]
+
+
+def view_model(session: Session, *, model: Model, report: ForgettingReport) -> ModelView:
+    """Returns what the page shows; `report` is that of the lineage to show."""
+    champion = get_champion(session, model=model)
+    previous = previous_champion(session, champion=champion)
+    taught = queries.taught_tasks(session, models=[model])[model.id]
+    aliases: dict[int, list[str]] = defaultdict(list)
+    for alias in list_aliases(session, model=model):
+        aliases[alias.version].append(alias.name)
+    return ModelView(
+        model=model, champion=champion.version, previous=previous.to_version if previous else None, report=report,
+        picture=heatmap(matrix_picture(report, taught=taught, champion=champion.version)),
+        versions=queries.version_lines(session, model=model), taught=taught, aliases=aliases,
+        updates=queries.newest_updates(session, model=model, limit=NEWEST_UPDATES),
+        moves=queries.alias_moves(session, model=model, limit=NEWEST_MOVES),
+        tasks=session.scalars(live_tasks(model=model).order_by(Task.seq)).all(),
+        strategies=fitting_strategies(model),
+    )  # fmt: skip
+
+
+def matrix_picture(report: ForgettingReport, *, taught: Taught, champion: int) -> MatrixPicture:
+    """Returns what the heatmap of a lineage shows."""
+    return MatrixPicture(
+        model=report.model, tasks=report.tasks, versions=report.versions, matrix=report.matrix, learnt=taught,
+        marks={champion: "★"}, address=f"{PAGES_PREFIX}/models/{report.model}/versions/{{}}",
+    )  # fmt: skip
+
+
+def matrix_rows(report: ForgettingReport) -> list[list[object]]:
+    """Returns the matrix as a table, oldest version first."""
+    rows = zip(report.versions, report.matrix, strict=True)
+    return [["version", *report.tasks], *([version, *cells] for version, cells in rows)]
+
+
+def history_rows(moves: Sequence[AliasMove]) -> list[Sequence[object]]:
+    """Returns alias moves as a table."""
+    return [
+        HISTORY,
+        *(
+            (m.alias, m.kind, m.from_version, m.to_version, m.actor, m.reason, m.update_id, m.at.isoformat())
+            for m in moves
+        ),
+    ]
+
+
+def fitting_strategies(model: Model) -> list[StrategyInfo]:
+    """Returns the strategies that can take the model, the default one first."""
+    adapter = AdapterSpec.model_validate(model.adapter).kind
+    fitting = [
+        info
+        for info in strategies().values()
+        if model.task_type in info.task_types and adapter in info.adapter_types
+    ]
+    return sorted(fitting, key=lambda info: (info.name != "replay", info.name))

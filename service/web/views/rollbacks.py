@@ -1,0 +1,86 @@
+"""What a rollback would change, said before it is done."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from service.errors import Conflict
+from service.models import Model, Update, UpdateState, Version
+from service.registry.queries import (
+    get_champion,
+    get_version,
+    previous_champion,
+    require_artifact,
+    task_names,
+    version_scores,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A task's score now and after the rollback."""
+
+    task: str
+    now: float | None
+    then: float | None
+
+    @property
+    def change(self) -> float | None:
+        """What is gained; None where one of them has no score."""
+        return None if self.now is None or self.then is None else self.then - self.now
+
+
+@dataclass(frozen=True, slots=True)
+class RollbackView:
+    """What the confirmation of a rollback says."""
+
+    model: Model
+    champion: Version
+    target: Version
+    differences: Sequence[Difference]
+    lost_labels: Sequence[str]  # which the target has never seen
+    held: int  # candidates that will be scored again
+    queued: int  # updates that will start from the new champion
+
+
+def view_rollback(session: Session, *, model: Model, to: int | None) -> RollbackView:
+    """Returns what a rollback to version `to`, or to the previous champion, would change.
+
+    Raises `NotFound` and `Conflict` as the rollback itself would.
+    """
+    alias = get_champion(session, model=model)
+    champion = get_version(session, model=model, version=alias.version)
+    if to is None:
+        previous = previous_champion(session, champion=alias)
+        if previous is None:
+            raise Conflict(
+                f"The model '{model.name}' has no previous champion to roll back to.", code="no_previous_champion"
+            )
+        to = previous.to_version
+    target = get_version(session, model=model, version=to)
+    require_artifact(model, target)
+    if to == champion.number:
+        raise Conflict(f"Version {to} is the champion already.", code="already_champion", param="to")
+    return RollbackView(
+        model=model, champion=champion, target=target,
+        differences=_differences(session, model=model, now=champion.number, then=to),
+        lost_labels=sorted(set(champion.labels) - set(target.labels)),
+        held=_count(session, model, Update.state == UpdateState.AWAITING_APPROVAL),
+        queued=_count(session, model, Update.state == UpdateState.QUEUED, Update.parent == "champion"),
+    )  # fmt: skip
+
+
+def _differences(session: Session, *, model: Model, now: int, then: int) -> list[Difference]:
+    names = task_names(session, model=model)
+    scores = [
+        {score.task: score.score for score in version_scores(session, model=model, version=version, names=names)}
+        for version in (now, then)
+    ]
+    return [Difference(task, scores[0].get(task), scores[1].get(task)) for task in sorted({*scores[0], *scores[1]})]
+
+
+def _count(session: Session, model: Model, *conditions: object) -> int:
+    statement = select(func.count()).select_from(Update).where(Update.model_id == model.id, *conditions)  # type: ignore[arg-type]
+    return session.scalar(statement) or 0
