@@ -37,9 +37,18 @@ def _page_of(request: Request, response: Response) -> Response:
     problem = json.loads(bytes(response.body))
     if response.status_code == 401 and request.method == "GET":
         return _to_sign_in(request, problem)
-    kept = {name: value for name, value in response.headers.items() if name not in ("content-type", "content-length")}
+    kept = {
+        name: value
+        for name, value in response.headers.items()
+        if name not in ("content-type", "content-length")
+    }
     return page(
-        "error.html", visitor=None, status=response.status_code, headers=kept, problem=problem, back=_way_back(request)
+        "error.html",
+        visitor=None,
+        status=response.status_code,
+        headers=kept,
+        problem=problem,
+        back=_way_back(request),
     )
 
 

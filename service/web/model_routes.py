@@ -28,7 +28,9 @@ from service.web.views.trade_offs import trade_off_chart
 
 router = APIRouter(prefix=f"{PAGES_PREFIX}/models/{{model}}", include_in_schema=False)
 
-LineageOf = Annotated[int | None, Query(ge=0, le=2**31, description="End of the lineage; default: the champion")]
+LineageOf = Annotated[
+    int | None, Query(ge=0, le=2**31, description="End of the lineage; default: the champion")
+]
 ToVersion = Annotated[int | None, Query(ge=0, le=2**31)]
 NOTICES = {"rolled-back": "The champion was rolled back."}
 

@@ -9,6 +9,7 @@ from fastapi.responses import HTMLResponse
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from service.version import VERSION
+from service.web.charts.svg import signed
 from service.web.session import Visitor
 from service.web.wording import decision_in_words, event_in_words, move_in_words, state_in_words
 
@@ -49,8 +50,8 @@ def percent(value: float | None) -> str:
 
 
 def change(value: float | None) -> str:
-    """A difference of scores, always with its sign: `+0.012`."""
-    return MISSING if value is None else f"{value:+.3f}".replace("-", "−")
+    """A difference of scores, with its sign: `+0.012`."""
+    return MISSING if value is None else signed(value, 3)
 
 
 def moment(at: datetime | None) -> str:

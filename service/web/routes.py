@@ -103,7 +103,9 @@ async def export_models(visitor: VisitorDep, session: SessionDep, page_: PageDep
     return answers.csv([COLUMNS, *(line.cells() for line in lines)], name="models")
 
 
-async def _lines(visitor: Visitor, session: Session, page_: PageRequest) -> tuple[list[ModelLine], str | None]:
+async def _lines(
+    visitor: Visitor, session: Session, page_: PageRequest
+) -> tuple[list[ModelLine], str | None]:
     statement = select(Model).where(Model.archived_at.is_(None))
     models, cursor = await run_in_threadpool(page_.select, session, statement, key=Model.seq)
     reports = {model.name: await forgetting_report(visitor, model.id) for model in models}

@@ -1,8 +1,9 @@
 """The page of one update, which follows it to its end; cancelling it, deciding on it."""
 
 import json
+from typing import Annotated
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Query, Response
 from fastapi.responses import HTMLResponse
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
@@ -41,7 +42,11 @@ def _page(template: str, visitor: Visitor, session: Session, update: str) -> HTM
 
 @router.get("/stream")
 async def listen(
-    update: UpdatePath, visitor: VisitorDep, session: SessionDep, last_event_id: LastEventId = None, after: int = 0
+    update: UpdatePath,
+    visitor: VisitorDep,
+    session: SessionDep,
+    last_event_id: LastEventId = None,
+    after: Annotated[int, Query(ge=0, le=2**63 - 1)] = 0,
 ) -> Response:
     """Streams the update's events past the one that the page shows, or past the last one received."""
     row = await run_in_threadpool(get_update, session, update_id=update)
@@ -72,9 +77,7 @@ def cancel(update: UpdatePath, visitor: VisitorDep, session: SessionDep, _form: 
 def approve(update: UpdatePath, visitor: VisitorDep, session: SessionDep, form: OwnForm) -> Response:
     """Promotes the held candidate."""
     visitor.principal.require(Scope.DEPLOY)
-    commands.approve_update(
-        session, update_id=update, actor=visitor.principal.actor, reason=_reason(form)
-    )
+    commands.approve_update(session, update_id=update, actor=visitor.principal.actor, reason=_reason(form))
     return _back(update)
 
 

@@ -31,7 +31,9 @@ def get_flip_query(
     sort: flips.Sort = "confidence",
 ) -> flips.FlipQuery:
     """Reads which flips are wanted; empty fields of the form are no filters. The most confident answers come first."""
-    wanted: flips.Kind | None = "negative" if kind == "negative" else "positive" if kind == "positive" else None
+    wanted: flips.Kind | None = (
+        "negative" if kind == "negative" else "positive" if kind == "positive" else None
+    )
     return flips.FlipQuery(task=task or None, kind=wanted, sort=sort)
 
 

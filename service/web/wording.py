@@ -42,7 +42,9 @@ def move_in_words(kind: str) -> str:
 
 def event_in_words(data: dict[str, Any]) -> str:
     """What an event says beside its type, in one line."""
-    return " · ".join(f"{name.replace('_', ' ')}: {_short(value)}" for name, value in data.items() if value is not None)
+    return " · ".join(
+        f"{name.replace('_', ' ')}: {_short(value)}" for name, value in data.items() if value is not None
+    )
 
 
 def _short(value: Any) -> str:

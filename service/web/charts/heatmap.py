@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from xml.etree.ElementTree import Element
 
 from service.palette import as_hex, colour, legible_on, scale, share
-from service.web.charts.svg import MARGIN, RULE, add, drawing, explain, finished, shortened, write
+from service.web.charts.svg import MARGIN, RULE, Value, add, drawing, explain, finished, shortened, write
 
 CELL, ROW = 46, 24
 ROW_LABEL = 76
@@ -32,7 +32,9 @@ class MatrixPicture:
 
 def heatmap(picture: MatrixPicture) -> str:
     """Returns the picture as SVG, the newest version on top. Cells of what a version learnt itself have a frame."""
-    head = MARGIN + 10 + SLANT * 6.5 * min(LONGEST_NAME, max((len(task) for task in picture.tasks), default=0))
+    head = (
+        MARGIN + 10 + SLANT * 6.5 * min(LONGEST_NAME, max((len(task) for task in picture.tasks), default=0))
+    )
     width = ROW_LABEL + CELL * len(picture.tasks) + head + MARGIN
     height = head + ROW * len(picture.versions) + MARGIN
     label = f"Scores of {len(picture.versions)} versions of {picture.model} on {len(picture.tasks)} tasks"
@@ -63,7 +65,9 @@ def _column_labels(root: Element, picture: MatrixPicture, *, y: float) -> None:
 
 def _row_label(line: Element, picture: MatrixPicture, version: int) -> None:
     header = add(line, "g", {"role": "rowheader"})
-    linked = header if picture.address is None else add(header, "a", {"href": picture.address.format(version)})
+    linked = (
+        header if picture.address is None else add(header, "a", {"href": picture.address.format(version)})
+    )
     mark = picture.marks.get(version, "")
     name = write(linked, ROW_LABEL - 10, ROW / 2, f"{mark} v{version}".strip(), ink="accent", anchor="end")
     if mark:
@@ -71,15 +75,36 @@ def _row_label(line: Element, picture: MatrixPicture, version: int) -> None:
 
 
 def _cell(line: Element, x: float, value: float | None, *, low: float, high: float, learnt: bool) -> None:
-    place = {"x": x + CELL / 2, "y": ROW / 2, "dy": "0.35em", "text-anchor": "middle", "role": "cell"}
+    place: dict[str, Value] = {
+        "x": x + CELL / 2,
+        "y": ROW / 2,
+        "dy": "0.35em",
+        "text-anchor": "middle",
+        "role": "cell",
+    }
     if value is None:
         add(line, "text", {**place, "fill": RULE, "class": "missing", "aria-label": "not scored"}, "·")
         return
     background = colour(share(value, low=low, high=high))
-    box = {"x": x + 1, "y": 1, "width": CELL - 2, "height": ROW - 2, "rx": 2, "fill": as_hex(background)}
+    box: dict[str, Value] = {
+        "x": x + 1,
+        "y": 1,
+        "width": CELL - 2,
+        "height": ROW - 2,
+        "rx": 2,
+        "fill": as_hex(background),
+    }
     add(line, "rect", box)
     ink = as_hex(legible_on(background))
     if learnt:
-        frame = {"x": x + 3, "y": 3, "width": CELL - 6, "height": ROW - 6, "rx": 1, "fill": "none", "stroke": ink}
+        frame: dict[str, Value] = {
+            "x": x + 3,
+            "y": 3,
+            "width": CELL - 6,
+            "height": ROW - 6,
+            "rx": 1,
+            "fill": "none",
+            "stroke": ink,
+        }
         add(line, "rect", {**frame, "stroke-width": 1.5})
     add(line, "text", {**place, "fill": ink}, f"{value:.2f}".replace("-", "−"))

@@ -19,14 +19,18 @@ def sparkline(values: Sequence[float], *, label: str) -> str:
         y = axis_over(values, start=SPARK_HEIGHT - 4, end=4)
         points = [(x.at(place), y.at(value)) for place, value in enumerate(values)]
         _line(root, points)
-        add(root, "circle", {"cx": points[-1][0], "cy": points[-1][1], "r": 3, "fill": ACCENT, "class": "accent"})
+        add(
+            root,
+            "circle",
+            {"cx": points[-1][0], "cy": points[-1][1], "r": 3, "fill": ACCENT, "class": "accent"},
+        )
     return finished(root)
 
 
 def loss_curve(points: Sequence[tuple[float, float]]) -> str:
     """Returns the loss over the steps of a training; `points` are (step, mean loss up to it)."""
     root = drawing(CURVE_WIDTH, CURVE_HEIGHT, label=_in_words(points))
-    x = Axis(0, max([step for step, _ in points] or [1]), LEFT, CURVE_WIDTH - 2 * MARGIN)
+    x = Axis(0, max([1.0, *(step for step, _ in points)]), LEFT, CURVE_WIDTH - 2 * MARGIN)
     y = axis_over([0.0, *(loss for _, loss in points)], start=CURVE_HEIGHT - BOTTOM, end=MARGIN)
     for mark in y.marks(4):
         rule(root, LEFT, y.at(mark), CURVE_WIDTH - 2 * MARGIN, y.at(mark))
@@ -46,4 +50,8 @@ def _in_words(points: Sequence[tuple[float, float]]) -> str:
 
 def _line(root: Element, points: Sequence[tuple[float, float]]) -> None:
     place = " ".join(f"{number(x)},{number(y)}" for x, y in points)
-    add(root, "polyline", {"points": place, "fill": "none", "stroke": ACCENT, "stroke-width": 1.6, "class": "stroke-accent"})
+    add(
+        root,
+        "polyline",
+        {"points": place, "fill": "none", "stroke": ACCENT, "stroke-width": 1.6, "class": "stroke-accent"},
+    )

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 from xml.etree.ElementTree import Element
 
 from service.web.charts.axes import Axis, axis_over
@@ -16,13 +17,13 @@ from service.web.charts.svg import (
     explain,
     finished,
     rule,
+    signed,
     write,
 )
-from service.web.charts.whiskers import signed
 
 WIDTH, HEIGHT = 560, 360
 LEFT, TOP, BOTTOM = 56, 26, 48
-NAMED = 12  # versions whose number is written, besides those that stand out
+MOST_NAMED = 24  # versions whose numbers are all written
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,18 +41,23 @@ def scatter(points: Sequence[TradeOff], *, tolerated: float, least_new: float | 
     """Returns the versions as points, with the gate's bounds as dashed lines. A cross failed, a square is undecided."""
     root = drawing(WIDTH, HEIGHT, label=f"Stability against plasticity of {len(points)} versions")
     x = axis_over(
-        [0.0, -tolerated, *(point.worst_change for point in points)], start=LEFT, end=WIDTH - 2 * MARGIN, least=0.1
+        [0.0, -tolerated, *(point.worst_change for point in points)],
+        start=LEFT,
+        end=WIDTH - 2 * MARGIN,
+        least=0.1,
     )
     bounds = [] if least_new is None else [least_new]
-    y = axis_over([*bounds, *(point.new_score for point in points)], start=HEIGHT - BOTTOM, end=TOP, least=0.1)
+    y = axis_over(
+        [*bounds, *(point.new_score for point in points)], start=HEIGHT - BOTTOM, end=TOP, least=0.1
+    )
     _frame(root, x, y)
     rule(root, x.at(-tolerated), TOP - 6, x.at(-tolerated), HEIGHT - BOTTOM, dashed=True)
     write(root, x.at(-tolerated) - 4, TOP - 14, f"gate {signed(-tolerated, 3)}", ink="warning", anchor="end")
     for bound in bounds:
         rule(root, LEFT, y.at(bound), WIDTH - 2 * MARGIN, y.at(bound), dashed=True)
-    named = {point.version for point in points[-NAMED:]} if len(points) <= 2 * NAMED else set()
     for point in points:
-        _point(root, x.at(point.worst_change), y.at(point.new_score), point, named=point.version in named)
+        _point(root, x.at(point.worst_change), y.at(point.new_score), point)
+    _names(root, x, y, points)
     return finished(root)
 
 
@@ -68,7 +74,18 @@ def _frame(root: Element, x: Axis, y: Axis) -> None:
           transform=f"rotate(-90 14 {TOP})")  # fmt: skip
 
 
-def _point(root: Element, x: float, y: float, point: TradeOff, *, named: bool) -> None:
+def _names(root: Element, x: Axis, y: Axis, points: Sequence[TradeOff]) -> None:
+    """Writes the numbers of versions beside their points, together where they share one; of many, only those that stand out."""
+    shown = points if len(points) <= MOST_NAMED else [point for point in points if point.stands_out]
+    places: dict[tuple[int, int], list[TradeOff]] = {}
+    for point in shown:
+        places.setdefault((round(x.at(point.worst_change)), round(y.at(point.new_score))), []).append(point)
+    for (left, top), together in places.items():
+        bold: dict[str, Any] = {"font_weight": 600} if any(point.stands_out for point in together) else {}
+        write(root, left + 11, top - 9, ", ".join(f"v{point.version}" for point in together), **bold)
+
+
+def _point(root: Element, x: float, y: float, point: TradeOff) -> None:
     mark = add(root, "g", {})
     words = f"version {point.version}: worst change {signed(point.worst_change, 3)}, new tasks {point.new_score:.3f}"
     explain(mark, ", ".join(filter(None, (words, point.decision, point.stands_out))))
@@ -83,5 +100,3 @@ def _point(root: Element, x: float, y: float, point: TradeOff, *, named: bool) -
         add(mark, "circle", {
             "cx": x, "cy": y, "r": 9, "fill": "none", "stroke": ACCENT, "stroke-width": 1.5, "class": "stroke-accent",
         })  # fmt: skip
-    if named or point.stands_out:
-        write(mark, x + 11, y - 8, f"v{point.version}", **({"font_weight": 600} if point.stands_out else {}))

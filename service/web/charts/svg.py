@@ -18,10 +18,11 @@ INKS: Mapping[str, str] = {"ink": INK, "faint": FAINT, "accent": ACCENT, "warnin
 
 def drawing(width: float, height: float, *, label: str, role: str = "img") -> Element:
     """Returns an empty drawing on paper, in pixels. `label` says what it shows to whoever cannot see it."""
-    root = Element("svg", _text({
+    frame: dict[str, Value] = {
         "xmlns": NAMESPACE, "width": width, "height": height, "viewBox": f"0 0 {number(width)} {number(height)}",
         "role": role, "aria-label": label, "font-family": FONT, "font-size": 12, "class": "chart",
-    }))  # fmt: skip
+    }  # fmt: skip
+    root = Element("svg", _text(frame))
     add(root, "rect", {"width": width, "height": height, "fill": PAPER, "class": "paper"})
     return root
 
@@ -38,7 +39,9 @@ def write(
 ) -> Element:
     """Writes a text whose middle line is at `y`. `ink` names a colour and is the text's class."""
     place = {"x": x, "y": y, "dy": "0.35em", "text-anchor": anchor, "fill": INKS[ink], "class": ink}
-    return add(parent, "text", {**place, **{name.replace("_", "-"): value for name, value in more.items()}}, text)
+    return add(
+        parent, "text", {**place, **{name.replace("_", "-"): value for name, value in more.items()}}, text
+    )
 
 
 def rule(parent: Element, x1: float, y1: float, x2: float, y2: float, *, dashed: bool = False) -> None:
@@ -62,6 +65,12 @@ def finished(root: Element) -> str:
 def number(value: float) -> str:
     """A coordinate, to a tenth of a pixel."""
     return f"{value:.1f}".removesuffix(".0")
+
+
+def signed(value: float, places: int) -> str:
+    """A number with its sign and a proper minus; nothing has no sign."""
+    text = f"{value:+.{places}f}"
+    return text[1:] if float(text) == 0 else text.replace("-", "−")
 
 
 def shortened(text: str, most: int) -> str:

@@ -17,6 +17,7 @@ from service.web.charts.svg import (
     finished,
     rule,
     shortened,
+    signed,
     write,
 )
 
@@ -42,7 +43,9 @@ def whiskers(changes: Sequence[Change], *, tolerated: float, before: str, after:
     Old tasks are dots, new ones diamonds; the dashed line is the gate's bound, which concerns old tasks.
     """
     height = HEAD + ROW * max(len(changes), 1) + FOOT
-    root = drawing(WIDTH, height, label=f"Change of the score on {len(changes)} tasks from {before} to {after}")
+    root = drawing(
+        WIDTH, height, label=f"Change of the score on {len(changes)} tasks from {before} to {after}"
+    )
     ends = [0.0, -tolerated, *(end for change in changes for end in (change.low, change.high))]
     axis = axis_over(ends, start=LABEL, end=WIDTH - NUMBERS, least=0.1)
     _frame(root, axis, height=height, tolerated=tolerated)
@@ -60,7 +63,9 @@ def _frame(root: Element, axis: Axis, *, height: float, tolerated: float) -> Non
         "x1": axis.at(0), "y1": HEAD, "x2": axis.at(0), "y2": bottom, "stroke": "#1f2933", "class": "stroke-ink",
     })  # fmt: skip
     rule(root, axis.at(-tolerated), HEAD - 6, axis.at(-tolerated), bottom, dashed=True)
-    write(root, axis.at(-tolerated) - 4, HEAD - 14, f"gate {signed(-tolerated, 3)}", ink="warning", anchor="end")
+    write(
+        root, axis.at(-tolerated) - 4, HEAD - 14, f"gate {signed(-tolerated, 3)}", ink="warning", anchor="end"
+    )
 
 
 def _row(root: Element, axis: Axis, change: Change, *, y: float, tolerated: float) -> None:
@@ -86,8 +91,3 @@ def _dot(line: Element, x: float, y: float, *, new: bool, fill: str, kind: str) 
 
 def _numbers(change: Change) -> str:
     return f"{signed(change.delta, 3)}  [{signed(change.low, 3)}, {signed(change.high, 3)}]"
-
-
-def signed(value: float, places: int) -> str:
-    """A number with its sign, and a proper minus."""
-    return f"{value:+.{places}f}".replace("-", "−")

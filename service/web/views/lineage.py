@@ -69,8 +69,9 @@ def matrix_picture(report: ForgettingReport, *, taught: Taught, champion: int) -
 
 def matrix_rows(report: ForgettingReport) -> list[list[object]]:
     """Returns the matrix as a table, oldest version first."""
+    head: list[object] = ["version", *report.tasks]
     rows = zip(report.versions, report.matrix, strict=True)
-    return [["version", *report.tasks], *([version, *cells] for version, cells in rows)]
+    return [head, *([version, *cells] for version, cells in rows)]
 
 
 def history_rows(moves: Sequence[AliasMove]) -> list[Sequence[object]]:

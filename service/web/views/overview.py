@@ -69,7 +69,9 @@ def average_course(report: ForgettingReport, taught: Taught) -> list[float]:
     course, known = [], set[str]()
     for version, cells in zip(report.versions, report.matrix, strict=True):
         known |= taught.get(version, frozenset())
-        scored = [cell for task, cell in zip(report.tasks, cells, strict=True) if task in known and cell is not None]
+        scored = [
+            cell for task, cell in zip(report.tasks, cells, strict=True) if task in known and cell is not None
+        ]
         if scored:
             course.append(sum(scored) / len(scored))
     return course

@@ -56,7 +56,8 @@ def view_rollback(session: Session, *, model: Model, to: int | None) -> Rollback
         previous = previous_champion(session, champion=alias)
         if previous is None:
             raise Conflict(
-                f"The model '{model.name}' has no previous champion to roll back to.", code="no_previous_champion"
+                f"The model '{model.name}' has no previous champion to roll back to.",
+                code="no_previous_champion",
             )
         to = previous.to_version
     target = get_version(session, model=model, version=to)
@@ -75,10 +76,16 @@ def view_rollback(session: Session, *, model: Model, to: int | None) -> Rollback
 def _differences(session: Session, *, model: Model, now: int, then: int) -> list[Difference]:
     names = task_names(session, model=model)
     scores = [
-        {score.task: score.score for score in version_scores(session, model=model, version=version, names=names)}
+        {
+            score.task: score.score
+            for score in version_scores(session, model=model, version=version, names=names)
+        }
         for version in (now, then)
     ]
-    return [Difference(task, scores[0].get(task), scores[1].get(task)) for task in sorted({*scores[0], *scores[1]})]
+    return [
+        Difference(task, scores[0].get(task), scores[1].get(task))
+        for task in sorted({*scores[0], *scores[1]})
+    ]
 
 
 def _count(session: Session, model: Model, *conditions: object) -> int:

@@ -3,12 +3,11 @@
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
-from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from service.evaluations.queries import StoredScore, stored_scores
-from service.models import Model, Task
-from service.registry.queries import get_champion
+from service.models import Model
+from service.registry.queries import get_champion, task_names
 from service.web import queries
 from service.web.charts.scatter import TradeOff, scatter
 from service.web.queries import VersionLine
@@ -31,11 +30,7 @@ def trade_offs(session: Session, *, model: Model, this: int | None = None) -> li
     Changes are on the newest eval set that both were scored on. Versions without old tasks or new scores are left out.
     """
     lines = sorted(queries.version_lines(session, model=model), key=lambda line: line.number)
-    names = dict(
-        session.execute(select(Task.id, Task.name).where(Task.model_id == model.id, Task.deleted_at.is_(None)))
-        .tuples()
-        .all()
-    )
+    names = task_names(session, model=model)
     taught = queries.taught_tasks(session, models=[model])[model.id]
     stored = stored_scores(session, model=model, versions=[line.number for line in lines], task_ids=names)
     scores = _by_task(stored, names)
@@ -64,7 +59,8 @@ def _point(
     changes = [
         change
         for task in old
-        if (change := _change(scores.get((line.parent or 0, task), {}), scores.get((line.number, task), {}))) is not None
+        if (change := _change(scores.get((line.parent or 0, task), {}), scores.get((line.number, task), {})))
+        is not None
     ]
     learnt = [list(scores[line.number, task].values())[-1] for task in own if (line.number, task) in scores]
     if not changes or not learnt:

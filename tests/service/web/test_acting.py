@@ -1,0 +1,222 @@
+"""What may be done on pages, by whom, and what comes of it."""
+
+import re
+
+import pytest
+from fastapi.testclient import TestClient
+
+from service.models import UpdateState
+from tests.scenes import World, make_client
+from tests.service.web.visitors import Browser, visible_text
+
+FORM = {"tasks": ["colours"], "strategy": "replay", "epochs": "2", "promotion": "gate"}
+
+
+@pytest.fixture
+def colours(world: World) -> str:
+    """The name of a model with a task that can be learnt."""
+    world.model()
+    world.ok(world.client.put("/v1/models/triage/tasks/colours"))
+    rows = [
+        {"text": f"row {n}", "label": "ab"[n % 2], "split": "train" if n < 8 else "eval"} for n in range(16)
+    ]
+    world.examples("colours", rows)
+    return "triage"
+
+
+def test_the_form_requests_the_update_that_it_shows(world: World, browser: Browser, colours: str) -> None:
+    assert 'value="colours"' in browser.read("/ui/models/triage")
+    answer = browser.send_own("/ui/models/triage/updates", **FORM)
+    assert answer.status_code == 303
+    update = world.update(answer.headers["Location"].rpartition("/")[2])
+    assert (update["tasks"], update["strategy"]["name"], update["training"]["epochs"]) == (
+        ["colours"],
+        "replay",
+        2,
+    )
+    assert (update["promotion"], update["relearn"], update["requested_by"]) == (
+        "gate",
+        False,
+        "key:acme-test",
+    )
+    assert "○ queued" in browser.read(answer.headers["Location"])
+    assert "1 queued" in visible_text(browser.read("/ui/models"))
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"tasks": []}, "tasks"),
+        ({"tasks": ["none"]}, "has no task"),
+        ({"strategy": "none"}, "Unknown strategy"),
+        ({"epochs": "many"}, "training.epochs"),
+        ({"promotion": "never"}, "promotion"),
+    ],
+)
+def test_a_form_that_asks_for_what_cannot_be_is_told_why(
+    browser: Browser, colours: str, changed: dict[str, object], told: str
+) -> None:
+    answer = browser.send_own("/ui/models/triage/updates", **{**FORM, **changed})
+    assert answer.status_code in (404, 422)
+    assert told in visible_text(answer.text)
+    assert (
+        browser.http.get(
+            "/v1/models/triage/updates", headers={"Authorization": f"Bearer {browser.key}"}
+        ).json()["data"]
+        == []
+    )
+
+
+def test_a_queued_update_is_cancelled(world: World, browser: Browser, colours: str) -> None:
+    page = browser.send_own("/ui/models/triage/updates", **FORM).headers["Location"]
+    assert "Cancel this update" in browser.read(page)
+    assert browser.send_own(f"{page}/cancel").headers["Location"] == page
+    text = browser.read(page)
+    assert "– cancelled" in text
+    assert "Cancel this update" not in text
+    assert browser.send_own(f"{page}/cancel").status_code == 409
+    stream = browser.get(f"{page}/stream?after=9223372036854775807")
+    assert stream.status_code == 204
+
+
+def test_a_finished_update_streams_its_events_and_ends(browser: Browser, colours: str) -> None:
+    page = browser.send_own("/ui/models/triage/updates", **FORM).headers["Location"]
+    browser.send_own(f"{page}/cancel")
+    stream = browser.get(f"{page}/stream", accept="text/event-stream")
+    assert stream.headers["Content-Type"].startswith("text/event-stream")
+    assert re.findall(r"^event: (\w+)", stream.text, re.MULTILINE) == ["queued", "cancelled"]
+
+
+@pytest.mark.parametrize(
+    ("decision", "champion", "state"), [("approve", 5, "promoted"), ("reject", 4, "rejected")]
+)
+def test_a_held_candidate_is_decided_with_a_reason(
+    world: World, browser: Browser, long: str, decision: str, champion: int, state: str
+) -> None:
+    page = hold_newest(world, browser)
+    assert "Approve v5" in browser.read(page)
+    assert "1 to decide" in browser.read("/ui/models")
+    assert browser.send_own(f"{page}/{decision}", reason="as discussed").status_code == 303
+    assert world.get(f"/models/{long}")["champion"] == champion
+    text = visible_text(browser.read(page))
+    assert state in text
+    assert "reason: as discussed" in text
+
+
+def hold_newest(world: World, browser: Browser) -> str:
+    """Sets the lineage's newest version back to a candidate that waits for a person; returns its update's page."""
+    from sqlalchemy import update
+
+    from service.db import session_scope
+    from service.models import Update
+
+    world.rollback("long", to=4)
+    with session_scope(tenant="acme", role="worker") as session:
+        found = session.execute(
+            update(Update)
+            .where(Update.version == 5)
+            .values(state=UpdateState.AWAITING_APPROVAL, compared_with=4)
+            .returning(Update.id)
+        ).scalar_one()
+    return f"/ui/updates/{found}"
+
+
+def test_a_rollback_says_what_it_changes_and_then_does_it(world: World, browser: Browser, long: str) -> None:
+    asked = visible_text(browser.read(f"/ui/models/{long}/rollback"))
+    assert "from v5 to v4" in asked
+    answer = browser.send_own(
+        f"/ui/models/{long}/rollback", champion=5, to=4, reason="too many wrong refunds"
+    )
+    assert answer.headers["Location"] == f"/ui/models/{long}?done=rolled-back"
+    text = visible_text(browser.read(answer.headers["Location"]))
+    assert "The champion was rolled back. It is version 4 now." in text
+    assert "v5 → v4 rolled back key:acme-test too many wrong refunds" in text
+    assert world.get(f"/models/{long}")["champion"] == 4
+
+
+def test_a_rollback_goes_to_any_version_and_back(world: World, browser: Browser, long: str) -> None:
+    assert "from v5 to v2" in visible_text(browser.read(f"/ui/models/{long}/rollback?to=2"))
+    browser.send_own(f"/ui/models/{long}/rollback", champion=5, to=2, reason="why")
+    browser.send_own(f"/ui/models/{long}/rollback", champion=2, to=5, reason="why not")
+    assert world.get(f"/models/{long}")["champion"] == 5
+
+
+def test_a_rollback_that_was_confirmed_for_another_champion_is_refused(
+    world: World, browser: Browser, long: str
+) -> None:
+    world.rollback(long, to=3)
+    answer = browser.send_own(f"/ui/models/{long}/rollback", champion=5, to=4, reason="why")
+    assert answer.status_code == 409
+    assert "The champion is version 3 now" in answer.text
+    assert world.get(f"/models/{long}")["champion"] == 3
+
+
+def test_a_rollback_needs_a_reason_and_a_version_to_go_to(browser: Browser, long: str) -> None:
+    assert browser.send_own(f"/ui/models/{long}/rollback", champion=5, to=4, reason="  ").status_code == 422
+    assert browser.send_own(f"/ui/models/{long}/rollback", champion=5, to=99, reason="why").status_code == 404
+    assert browser.get(f"/ui/models/{long}/rollback?to=5").status_code == 409
+
+
+def test_a_key_that_may_only_read_is_offered_nothing_and_refused_everything(
+    client: TestClient, world: World, browser: Browser, long: str
+) -> None:
+    page = hold_newest(world, browser)
+    watcher = Browser(make_client("acme", "read"))
+    offered = re.compile(r"/rollback|/updates\"|/approve|/reject|/cancel")
+    for path in (f"/ui/models/{long}", f"/ui/models/{long}/versions/3", page):
+        assert offered.search(browser.read(path)), path
+        assert not offered.search(watcher.read(path)), path
+    assert watcher.get(f"/ui/models/{long}/rollback").status_code == 403
+    forms = {
+        f"/ui/models/{long}/rollback": {"champion": 4, "to": 3, "reason": "why"},
+        f"/ui/models/{long}/updates": {**FORM, "tasks": ["task-0"]},
+        f"{page}/approve": {}, f"{page}/reject": {}, f"{page}/cancel": {},
+    }  # fmt: skip
+    for path, fields in forms.items():
+        assert watcher.send_own(path, **fields).status_code == 403, path
+    assert world.get(f"/models/{long}")["champion"] == 4
+
+
+def test_promotion_whatever_the_verdict_needs_a_key_that_may_deploy(client: TestClient, colours: str) -> None:
+    trainer = Browser(make_client("acme", "read", "train"))
+    assert "whatever the verdict" not in trainer.read("/ui/models/triage")
+    answer = trainer.send_own("/ui/models/triage/updates", **{**FORM, "promotion": "always"})
+    assert answer.status_code == 403
+
+
+HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>"
+
+
+def test_texts_that_people_send_stay_texts(world: World, browser: Browser, long: str) -> None:
+    world.rollback(long, to=4, reason=HOSTILE)
+    world.client.patch(f"/v1/models/{long}", json={"metadata": {"note": HOSTILE}})
+    with_text(HOSTILE)
+    pages = [browser.read(path) for path in (f"/ui/models/{long}", f"/ui/models/{long}/versions/5")]
+    for html in pages:
+        assert "&lt;script&gt;alert(1)" in html
+        assert "<script>" not in html
+        assert "<img src=x" not in html
+
+
+def with_text(text: str) -> None:
+    """Gives every stored example a text and a label."""
+    from service.db import session_scope
+    from service.models import Example
+
+    with session_scope(tenant="acme") as session:
+        for example in session.query(Example):
+            example.content = {"text": text}
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/ui/models/%3Cscript%3Ealert(1)%3C%2Fscript%3E",
+        "/ui/%3Cimg%20src=x%3E",
+        "/ui/signin?next=%22%3E%3Cscript%3E",
+    ],
+)
+def test_addresses_are_not_written_into_pages_as_they_are(browser: Browser, path: str) -> None:
+    html = browser.get(path).text
+    assert "<script>" not in html
+    assert "<img src=x" not in html

@@ -1,0 +1,145 @@
+"""Signing in: a session that is no key, ends with its key, and is of no use to other sites."""
+
+import time
+
+import pytest
+from fastapi.testclient import TestClient
+
+from service.credentials import new_session, read_key
+from service.web.session import COOKIE
+from tests.scenes import World, make_client
+from tests.service.web.visitors import Browser, key_of
+
+
+def test_whoever_is_signed_out_is_asked_to_sign_in_and_comes_back_to_the_page(client: TestClient) -> None:
+    browser = Browser(client, signed_in=False)
+    asked = browser.get("/ui/models/triage")
+    assert (asked.status_code, asked.headers["Location"]) == (303, "/ui/signin?next=%2Fui%2Fmodels%2Ftriage")
+    assert 'value="/ui/models/triage"' in browser.read(asked.headers["Location"])
+    answer = browser.send("/ui/signin", key=browser.key, next="/ui/models/triage")
+    assert (answer.status_code, answer.headers["Location"]) == (303, "/ui/models/triage")
+
+
+def test_the_cookie_holds_neither_key_nor_its_hash_and_is_for_pages_alone(client: TestClient) -> None:
+    browser = Browser(client, signed_in=False)
+    cookie = browser.send("/ui/signin", key=browser.key).headers["Set-Cookie"]
+    key = read_key(browser.key)
+    assert key is not None
+    assert browser.key.rpartition("_")[2] not in cookie
+    assert key.digest.hex() not in cookie
+    assert {"HttpOnly", "Path=/ui", "SameSite=strict"} <= set(cookie.split("; "))
+    assert "Secure" not in cookie
+
+
+@pytest.mark.parametrize("origin", ["https://testserver"])
+def test_the_cookie_stays_on_https_where_the_browser_came_by_https(client: TestClient, origin: str) -> None:
+    browser = Browser(client, signed_in=False)
+    answer = browser.send("/ui/signin", origin=origin, key=browser.key)
+    assert "Secure" in answer.headers["Set-Cookie"].split("; ")
+
+
+def test_a_session_is_no_bearer_key(browser: Browser) -> None:
+    token = browser.http.cookies[COOKIE]
+    answer = browser.http.get("/v1/models", headers={"Authorization": f"Bearer {token}"})
+    assert World(browser.http).problem(answer) == (401, "unauthenticated")
+
+
+@pytest.mark.parametrize("key", ["", "nonsense", f"plm_{'0' * 12}_{'0' * 64}"])
+def test_a_key_that_is_not_known_is_not_let_in(client: TestClient, key: str) -> None:
+    answer = Browser(client, signed_in=False).send("/ui/signin", key=key)
+    assert answer.status_code == 401
+    assert "Set-Cookie" not in answer.headers
+    assert "not let in" in answer.text
+
+
+def test_a_key_that_may_not_read_cannot_sign_in(client: TestClient) -> None:
+    answer = Browser(make_client("acme", "ingest"), signed_in=False).send(
+        "/ui/signin", key=key_of(make_client("acme", "ingest"))
+    )
+    assert answer.status_code == 403
+    assert "Set-Cookie" not in answer.headers
+
+
+def test_revoking_the_key_ends_its_sessions_at_once(client: TestClient, browser: Browser) -> None:
+    assert browser.get("/ui/models").status_code == 200
+    mine = client.get("/v1/keys").json()["data"][0]["id"]
+    assert client.delete(f"/v1/keys/{mine}").is_success
+    ended = browser.get("/ui/models")
+    assert (ended.status_code, ended.headers["Location"]) == (303, "/ui/signin?next=%2Fui%2Fmodels&ended=1")
+
+
+def test_rotating_the_key_ends_its_sessions_once_the_old_secret_ends(
+    client: TestClient, browser: Browser
+) -> None:
+    mine = client.get("/v1/keys").json()["data"][0]["id"]
+    assert client.post(f"/v1/keys/{mine}/rotate").is_success
+    assert browser.get("/ui/models").status_code == 303
+
+
+def test_a_session_ends_by_itself(browser: Browser) -> None:
+    key = read_key(browser.key)
+    assert key is not None
+    browser.http.cookies.set(
+        COOKIE, new_session(key, expires_at=int(time.time()) + 60), path="/ui", domain="testserver.local"
+    )
+    assert browser.get("/ui/models").status_code == 200
+    browser.http.cookies.set(
+        COOKIE, new_session(key, expires_at=int(time.time()) - 1), path="/ui", domain="testserver.local"
+    )
+    assert browser.get("/ui/models").status_code == 303
+
+
+@pytest.mark.parametrize("part", [1, 2, 3, 4])
+def test_a_token_with_a_changed_part_is_worth_nothing(browser: Browser, part: int) -> None:
+    parts = browser.http.cookies[COOKIE].split("_")
+    parts[part] = ("1" if parts[part][0] != "1" else "2") + parts[part][1:]
+    browser.http.cookies.set(COOKIE, "_".join(parts), path="/ui", domain="testserver.local")
+    assert browser.get("/ui/models").status_code == 303
+
+
+def test_signing_out_takes_the_session_away(browser: Browser) -> None:
+    answer = browser.send_own("/ui/signout")
+    assert (answer.status_code, answer.headers["Location"]) == (303, "/ui/signin")
+    assert browser.get("/ui/models").status_code == 303
+
+
+@pytest.mark.parametrize(
+    "onward", ["https://evil.example/", "//evil.example", "/\\evil.example", "/v1/models", "/uix", "javascript:alert(1)", ""]
+)  # fmt: skip
+def test_signing_in_leads_to_no_other_place_than_the_pages(client: TestClient, onward: str) -> None:
+    browser = Browser(client, signed_in=False)
+    assert browser.send("/ui/signin", key=browser.key, next=onward).headers["Location"] == "/ui"
+
+
+@pytest.mark.parametrize(
+    "path", ["/ui/signin", "/ui/signout", "/ui/models/triage/rollback", "/ui/models/triage/updates"]
+)
+def test_a_form_from_another_site_is_refused(browser: Browser, path: str) -> None:
+    token = browser.token()
+    for origin in ("https://evil.example", "null", ""):
+        assert browser.send(path, origin=origin, token=token, key=browser.key).status_code == 403, origin
+    answer = browser.http.post(
+        path, data={"token": token, "key": browser.key},
+        headers={"Origin": "http://testserver", "Sec-Fetch-Site": "cross-site"},
+    )  # fmt: skip
+    assert answer.status_code == 403
+
+
+def test_a_form_without_the_token_of_its_session_is_refused(
+    client: TestClient, browser: Browser, long: str
+) -> None:
+    other = Browser(client)
+    assert other.token() != browser.token()
+    for token in ("", "0" * 64, other.token()):
+        answer = browser.send("/ui/models/long/rollback", token=token, to=1, champion=5, reason="why")
+        assert answer.status_code == 403, token
+    assert client.get(f"/v1/models/{long}").json()["champion"] == 5
+
+
+def test_pages_count_against_the_rate_limit_of_the_key(client: TestClient, browser: Browser) -> None:
+    def remaining() -> int:
+        return int(browser.get("/ui/models").headers["RateLimit"].split("r=")[1].split(";")[0])
+
+    before = remaining()
+    client.get("/v1/models")
+    assert remaining() == before - 2
