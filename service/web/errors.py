@@ -8,6 +8,7 @@ from urllib.parse import urlencode
 
 from fastapi import FastAPI, Request
 from fastapi.responses import RedirectResponse, Response
+from fastapi.sse import EventSourceResponse
 
 from service.errors import PROBLEM_JSON
 from service.response_headers import PAGES_PREFIX, is_page
@@ -53,6 +54,8 @@ def _page_of(request: Request, response: Response) -> Response:
 
 
 def _to_sign_in(request: Request, problem: dict[str, Any]) -> Response:
+    if EventSourceResponse.media_type in request.headers.get("accept", ""):
+        return Response(status_code=204)  # a page that listens comes no more, and asks for its state instead
     query = {"next": request.url.path}
     if problem["code"] != "signed_out":
         query["ended"] = "1"

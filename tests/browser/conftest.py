@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from playwright.sync_api import Browser as Chromium
-from playwright.sync_api import ConsoleMessage, Page, Request, sync_playwright
+from playwright.sync_api import ConsoleMessage, Page, Request, expect, sync_playwright
 
 from tests.service.cli.served import serving
 
@@ -88,6 +88,7 @@ def chromium() -> Iterator[Chromium]:
     """A headless Chromium."""
     if CHROMIUM is None:
         pytest.skip("no chromium on the PATH; Debian's package of that name has it")
+    expect.set_options(timeout=PATIENCE_MS)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield browser

@@ -152,6 +152,14 @@ def test_every_requirement_is_pinned_within_its_bounds() -> None:
         assert requirement.specifier.contains(pinned[canonicalize_name(requirement.name)]), line
 
 
+def test_the_wheel_carries_every_file_that_the_service_reads() -> None:
+    setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    for package, patterns in setuptools["package-data"].items():
+        files = {path for path in (ROOT / package).rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")}
+        carried = {path for pattern in patterns for path in (ROOT / package).glob(pattern)}
+        assert files <= carried, package
+
+
 def test_constraints_name_no_build_of_torch_and_no_gpu_packages() -> None:
     pinned = pins()
     assert pinned["torch"].local is None

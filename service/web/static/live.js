@@ -32,9 +32,12 @@
     if (state().finished === "yes") stream.close();
   };
 
+  const changed = () => refresh().catch(() => {}); // a lost connection: the stream comes back by itself
   const stream = new EventSource(`${live.dataset.stream}?after=${state().after}`);
   for (const type of ["queued", "training", "evaluating", "awaiting_approval", "promoted", "rejected", "failed", "cancelled",
     "cancel_requested", "lease_expired", "progress"]) {
-    stream.addEventListener(type, () => refresh().catch(() => {})); // a lost connection: the stream comes back by itself
+    stream.addEventListener(type, changed);
   }
+  // Told to come no more: the update has ended, or the session has.
+  stream.addEventListener("error", () => { if (stream.readyState === EventSource.CLOSED) changed(); });
 })();
