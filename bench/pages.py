@@ -47,7 +47,9 @@ def main() -> None:
     pages = measure(Size(versions=options.versions, tasks=options.tasks), repeats=options.repeats)
     show(pages)
     if options.json:
-        figures = {f"{name}.{figure}": value for name, page in pages.items() for figure, value in page.items()}
+        figures = {
+            f"{name}.{figure}": value for name, page in pages.items() for figure, value in page.items()
+        }
         options.json.write_text(json.dumps({"figures": figures}, indent=2) + "\n")
 
 
@@ -79,7 +81,9 @@ def pages_of(size: Size, *, update: str) -> dict[str, str]:
 
 def signed_in(stack: Stack) -> httpx.Client:
     """A browser without scripts that has signed in."""
-    browser = httpx.Client(base_url=stack.url, headers={"Origin": stack.url, "Accept": "text/html"}, timeout=60)
+    browser = httpx.Client(
+        base_url=stack.url, headers={"Origin": stack.url, "Accept": "text/html"}, timeout=60
+    )
     answer = browser.post("/ui/signin", data={"key": stack.api_key})
     if answer.status_code != httpx.codes.SEE_OTHER:
         raise RuntimeError(f"signing in was answered with {answer.status_code}")
@@ -117,7 +121,9 @@ def show(pages: dict[str, Figures]) -> None:
         table.add_row(name, *(f"{cell:.1f}" if isinstance(cell, float) else str(cell) for cell in cells))
     console.print(table)
     slowest = max(pages["model"]["first_ms"], pages["model"]["p99_ms"])
-    console.print(f"The model's page took {slowest:.0f} ms at most; it is to take {1000 * TARGET_SECONDS:.0f} ms.")
+    console.print(
+        f"The model's page took {slowest:.0f} ms at most; it is to take {1000 * TARGET_SECONDS:.0f} ms."
+    )
 
 
 if __name__ == "__main__":

@@ -11,7 +11,16 @@ def test_every_page_is_measured(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     for given in ("DATABASE_URL", "REDIS_URL", "ARTIFACT_URL"):  # of the tests' own servers
         monkeypatch.delenv(given, raising=False)
     found = pages.measure(Size(versions=4, tasks=2, eval_rows=20, grows_every=2), repeats=2)
-    assert set(found) == {"model", "models", "version", "rollback", "update", "matrix_svg", "changes_svg", "matrix_csv"}
+    assert set(found) == {
+        "model",
+        "models",
+        "version",
+        "rollback",
+        "update",
+        "matrix_svg",
+        "changes_svg",
+        "matrix_csv",
+    }
     for name, page in found.items():
         assert 0 < page["p50_ms"] <= page["p99_ms"], name
         assert page["answer_bytes"] > 0, name

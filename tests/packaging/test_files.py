@@ -155,7 +155,11 @@ def test_every_requirement_is_pinned_within_its_bounds() -> None:
 def test_the_wheel_carries_every_file_that_the_service_reads() -> None:
     setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     for package, patterns in setuptools["package-data"].items():
-        files = {path for path in (ROOT / package).rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")}
+        files = {
+            path
+            for path in (ROOT / package).rglob("*")
+            if path.is_file() and path.suffix not in (".py", ".pyc")
+        }
         carried = {path for pattern in patterns for path in (ROOT / package).glob(pattern)}
         assert files <= carried, package
 

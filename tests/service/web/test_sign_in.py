@@ -70,7 +70,10 @@ def test_revoking_the_key_ends_its_sessions_at_once(client: TestClient, browser:
 
 def test_a_page_that_listens_is_told_to_come_no_more_when_its_session_is_over(client: TestClient) -> None:
     nobody = Browser(client, signed_in=False)
-    assert nobody.http.get("/ui/updates/upd_1/stream", headers={"Accept": "text/event-stream"}).status_code == 204
+    assert (
+        nobody.http.get("/ui/updates/upd_1/stream", headers={"Accept": "text/event-stream"}).status_code
+        == 204
+    )
 
 
 def test_rotating_the_key_ends_its_sessions_once_the_old_secret_ends(
