@@ -12,6 +12,7 @@ from service.audit.routes import router as audit
 from service.body_limit import BodyLimit
 from service.config import Settings, get_settings
 from service.dials.routes import router as dials
+from service.documentation import add_documentation
 from service.erasures.routes import router as erasures
 from service.errors import Problem, install_error_handlers
 from service.examples.routes import router as examples
@@ -55,6 +56,8 @@ def create_app() -> FastAPI:
         description=DESCRIPTION,
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
         separate_input_output_schemas=False,
+        docs_url=None,  # served from here, see service/documentation.py
+        redoc_url=None,
         telemetry=telemetry_of_requests(),
         lifespan=_lifespan,
     )
@@ -77,6 +80,7 @@ def create_app() -> FastAPI:
         audit,
     ):
         app.include_router(router, prefix="/v1")
+    add_documentation(app)
     add_pages(app)
     describe_problems(app, Problem)
     return app

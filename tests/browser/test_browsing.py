@@ -67,6 +67,7 @@ def follow_an_update(visit: Visit, world: World) -> None:
     """The page goes from queued to the end without being loaded again."""
     page = visit.page
     page.get_by_label("events").check()
+    page.get_by_label("Epochs").fill("8")
     page.get_by_label("Promotion").select_option("whatever the verdict")
     page.get_by_role("button", name="Request the update").click()
     live = page.locator("#state")
@@ -77,6 +78,7 @@ def follow_an_update(visit: Visit, world: World) -> None:
     worker.start()
     try:
         expect(page.get_by_role("progressbar")).to_be_visible()
+        page.wait_for_function("() => document.querySelector('#state').innerText.match(/step \\d+|promoted/)")
         visit.picture("update")
         expect(live).to_have_attribute("data-state", "promoted", timeout=300_000)
     finally:
@@ -159,3 +161,10 @@ def test_a_session_that_ended_meanwhile_leads_to_signing_in(client: TestClient, 
     key = client.get("/v1/keys").json()["data"][0]["id"]
     client.delete(f"/v1/keys/{key}")
     expect(visit.page.get_by_role("heading", name="Sign in")).to_be_visible()
+
+
+def test_the_documentation_needs_nothing_from_elsewhere(database: str, visit: Visit) -> None:
+    visit.open("/docs")
+    visit.page.get_by_role("button", name="POST /v1/models", exact=False).first.click()
+    expect(visit.page.get_by_role("button", name="Try it out").first).to_be_visible()
+    visit.page.wait_for_load_state("networkidle")
