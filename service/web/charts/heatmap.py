@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from xml.etree.ElementTree import Element
 
 from service.palette import as_hex, colour, legible_on, scale, share
-from service.web.charts.svg import MARGIN, RULE, Value, add, drawing, explain, finished, shortened, write
+from service.web.charts.svg import FAINT, MARGIN, Value, add, drawing, explain, finished, shortened, write
 
-CELL, ROW = 46, 24
+CELL, ROW, BASELINE = 46, 24, 16
 ROW_LABEL = 76
 LONGEST_NAME = 20
 SLANT = 0.64  # sine of the column labels' angle
@@ -43,7 +43,9 @@ def heatmap(picture: MatrixPicture) -> str:
     low, high = scale(picture.matrix)
     rows = list(zip(picture.versions, picture.matrix, strict=True))
     for place, (version, cells) in enumerate(reversed(rows)):
-        line = add(root, "g", {"role": "row", "transform": f"translate(0 {head + ROW * place:.0f})"})
+        line = add(root, "g", {
+            "role": "row", "transform": f"translate(0 {head + ROW * place:.0f})", "text-anchor": "middle",
+        })  # fmt: skip
         _row_label(line, picture, version)
         own = picture.learnt.get(version, frozenset())
         for column, (task, value) in enumerate(zip(picture.tasks, cells, strict=True)):
@@ -75,36 +77,15 @@ def _row_label(line: Element, picture: MatrixPicture, version: int) -> None:
 
 
 def _cell(line: Element, x: float, value: float | None, *, low: float, high: float, learnt: bool) -> None:
-    place: dict[str, Value] = {
-        "x": x + CELL / 2,
-        "y": ROW / 2,
-        "dy": "0.35em",
-        "text-anchor": "middle",
-        "role": "cell",
-    }
+    # There may be thousands of cells: what they share stands in their row.
+    place: dict[str, Value] = {"x": x + CELL / 2, "y": BASELINE, "role": "cell"}
     if value is None:
-        add(line, "text", {**place, "fill": RULE, "class": "missing", "aria-label": "not scored"}, "·")
+        add(line, "text", {**place, "fill": FAINT, "class": "missing", "aria-label": "not scored"}, "·")
         return
     background = colour(share(value, low=low, high=high))
-    box: dict[str, Value] = {
-        "x": x + 1,
-        "y": 1,
-        "width": CELL - 2,
-        "height": ROW - 2,
-        "rx": 2,
-        "fill": as_hex(background),
-    }
-    add(line, "rect", box)
     ink = as_hex(legible_on(background))
+    add(line, "rect", {"x": x + 1, "y": 1, "width": CELL - 2, "height": ROW - 2, "fill": as_hex(background)})
     if learnt:
-        frame: dict[str, Value] = {
-            "x": x + 3,
-            "y": 3,
-            "width": CELL - 6,
-            "height": ROW - 6,
-            "rx": 1,
-            "fill": "none",
-            "stroke": ink,
-        }
-        add(line, "rect", {**frame, "stroke-width": 1.5})
+        frame: dict[str, Value] = {"x": x + 3, "y": 3, "width": CELL - 6, "height": ROW - 6, "fill": "none"}
+        add(line, "rect", {**frame, "stroke": ink, "stroke-width": 1.5})
     add(line, "text", {**place, "fill": ink}, f"{value:.2f}".replace("-", "−"))

@@ -38,10 +38,10 @@ def write(
     parent: Element, x: float, y: float, text: str, *, ink: str = "ink", anchor: str = "start", **more: Value
 ) -> Element:
     """Writes a text whose middle line is at `y`. `ink` names a colour and is the text's class."""
-    place = {"x": x, "y": y, "dy": "0.35em", "text-anchor": anchor, "fill": INKS[ink], "class": ink}
-    return add(
-        parent, "text", {**place, **{name.replace("_", "-"): value for name, value in more.items()}}, text
-    )
+    place: dict[str, Value] = {
+        "x": x, "y": y, "dy": "0.35em", "text-anchor": anchor, "fill": INKS[ink], "class": ink,
+    }  # fmt: skip
+    return add(parent, "text", place | {name.replace("_", "-"): value for name, value in more.items()}, text)
 
 
 def rule(parent: Element, x1: float, y1: float, x2: float, y2: float, *, dashed: bool = False) -> None:

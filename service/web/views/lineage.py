@@ -69,9 +69,10 @@ def matrix_picture(report: ForgettingReport, *, taught: Taught, champion: int) -
 
 def matrix_rows(report: ForgettingReport) -> list[list[object]]:
     """Returns the matrix as a table, oldest version first."""
-    head: list[object] = ["version", *report.tasks]
-    rows = zip(report.versions, report.matrix, strict=True)
-    return [head, *([version, *cells] for version, cells in rows)]
+    rows: list[list[object]] = [["version", *report.tasks]]
+    for version, cells in zip(report.versions, report.matrix, strict=True):
+        rows.append([version, *cells])
+    return rows
 
 
 def history_rows(moves: Sequence[AliasMove]) -> list[Sequence[object]]:
