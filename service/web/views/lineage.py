@@ -87,11 +87,11 @@ def history_rows(moves: Sequence[AliasMove]) -> list[Sequence[object]]:
 
 
 def fitting_strategies(model: Model) -> list[StrategyInfo]:
-    """Returns the strategies that can take the model, the default one first."""
+    """Returns the strategies that an update of the model may ask for, the default one first."""
     adapter = AdapterSpec.model_validate(model.adapter).kind
     fitting = [
         info
         for info in strategies().values()
-        if model.task_type in info.task_types and adapter in info.adapter_types
+        if info.offered and model.task_type in info.task_types and adapter in info.adapter_types
     ]
     return sorted(fitting, key=lambda info: (info.name != "replay", info.name))

@@ -43,6 +43,13 @@ def test_the_form_requests_the_update_that_it_shows(world: World, browser: Brows
     assert "1 queued" in visible_text(browser.read("/ui/models"))
 
 
+def test_the_form_offers_the_strategies_that_an_update_may_ask_for(browser: Browser, colours: str) -> None:
+    offered = re.findall(r'<option value="(\w+)">\1 – ', browser.read("/ui/models/triage"))
+    assert offered[0] == "replay"
+    assert {"joint", "analytic"} < set(offered)
+    assert "blend" not in offered
+
+
 @pytest.mark.parametrize(
     ("changed", "told"),
     [
