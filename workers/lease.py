@@ -42,9 +42,10 @@ class Lease:
     """
 
     def __init__(
-        self, claim: Held, *, stopping: threading.Event, renew: Callable[..., LeaseState] = renew_lease
+        self, claim: Held, *, stopping: threading.Event, renew: Callable[..., LeaseState] | None = None
     ) -> None:
-        self._claim, self._stopping, self._renew = claim, stopping, renew
+        self._claim, self._stopping = claim, stopping
+        self._renew: Callable[..., LeaseState] = renew or renew_lease
         self._done = threading.Event()
         self._progress: Mapping[str, Any] | None = None
         # In the context of whoever holds it, so that its log lines name the update too.

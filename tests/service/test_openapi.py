@@ -73,12 +73,14 @@ def everything_once(world: World) -> dict[str, list[str | int]]:
     queued = world.request("t", model="m", relearn=True)
     assert (learnt["status"], held["status"]) == ("promoted", "awaiting_approval")
     key = world.ok(world.client.post("/v1/keys", json={"name": "spare", "scopes": ["read"]}))
+    erasure = world.ok(world.client.delete("/v1/models/m/examples", params={"subject": "nobody"}))
     webhook = world.ok(world.client.post("/v1/webhooks", json={"url": "https://93.184.215.14/"}))
     delivery = world.ok(world.client.post(f"/v1/webhooks/{webhook['id']}/test"))
     return {
         "model": ["m"], "task": ["t"], "version": [1, 2, 0, 3], "alias": ["champion", "canary"],
         "update": [held["id"], learnt["id"], queued["id"]], "key_id": [key["id"]], "example": ["mine", "ex_1"],
         "strategy": ["replay", "nosuch"], "webhook": [webhook["id"]], "delivery": [delivery["id"], "dlv_1"],
+        "erasure": [erasure["id"], "era_1"],
     }  # fmt: skip
 
 
