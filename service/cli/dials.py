@@ -9,9 +9,9 @@ from service.cli import versions
 from service.cli.calling import Call, Json, ModelName, VersionName, over_http, version_number
 from service.cli.output import fixed, print_facts, print_gap, print_table, remark
 from service.cli.problems import CallFailed, ExitCode, Problem
-from service.cli.updates import Patience, Promotion
+from service.cli.updates import Patience, Promotion, Wait, follow
 from service.cli.verdicts import judged
-from service.cli.watching import FIRST_PAUSE_SECONDS, GROWTH, LONGEST_PAUSE_SECONDS, PATIENCE_SECONDS, watch
+from service.cli.watching import FIRST_PAUSE_SECONDS, GROWTH, LONGEST_PAUSE_SECONDS, PATIENCE_SECONDS
 
 app = versions.app  # theirs, with two more commands
 UNFINISHED = ("queued", "scoring")
@@ -59,9 +59,7 @@ def blend_version(
         str | None,
         typer.Option(help="The same key and request ask for one blend only.", show_default="a new one"),
     ] = None,
-    wait: Annotated[
-        bool, typer.Option("--wait", help="Watch it to its end, which is the exit code.")
-    ] = False,
+    wait: Wait = False,
     patience: Patience = PATIENCE_SECONDS,
 ) -> None:
     """Register the point β of the way from a version's parent to it as a version of its own, through the gate.
@@ -71,17 +69,7 @@ def blend_version(
     body: Json = {"beta": beta, **({"promotion": promotion.value} if promotion else {})}
     where = _of(model, version_number(call, model, version), "blend")
     update = call.api.create(where, body, idempotency_key=idempotency_key)
-    for warning in update["warnings"]:
-        remark(f"Note: {warning}")
-    if wait:
-        watch(call, update["id"], patience_seconds=patience)
-        return
-    call.show(
-        update,
-        lambda asked: call.say(
-            f"{asked['id']} is {asked['status']}. Watch it: palimpsest update watch {asked['id']}"
-        ),
-    )
+    follow(call, update, wait=wait, patience_seconds=patience)
 
 
 def _asked_for(call: Call, where: str, betas: list[float] | None) -> Json:

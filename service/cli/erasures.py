@@ -7,8 +7,8 @@ import typer
 from service.cli.assignments import Assignments, assigned
 from service.cli.calling import DEFAULT_LIMIT, Call, Json, Limit, ModelName, Yes, confirm, over_http
 from service.cli.output import moment, print_facts, print_list
-from service.cli.updates import Patience, Promotion
-from service.cli.watching import PATIENCE_SECONDS, watch
+from service.cli.updates import Patience, Promotion, Wait, follow
+from service.cli.watching import PATIENCE_SECONDS
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -50,9 +50,7 @@ def rebuild(
         Promotion | None, typer.Option(help="The verdict, a person, or nobody decides.", show_default="gate")
     ] = None,
     assignments: Assignments = None,
-    wait: Annotated[
-        bool, typer.Option("--wait", help="Watch it to its end, which is the exit code.")
-    ] = False,
+    wait: Wait = False,
     patience: Patience = PATIENCE_SECONDS,
 ) -> None:
     """Learn anew, without the subject, what the champion learnt since its last clean ancestor.
@@ -61,15 +59,7 @@ def rebuild(
     """
     body = assigned({} if promotion is None else {"promotion": promotion}, assignments)
     update = call.api.create(_of(model, erasure, "rebuild"), body)
-    if wait:
-        watch(call, update["id"], patience_seconds=patience)
-        return
-    call.show(
-        update,
-        lambda asked: call.say(
-            f"{asked['id']} is {asked['status']}; it starts from version {asked['parent']}."
-        ),
-    )
+    follow(call, update, wait=wait, patience_seconds=patience)
 
 
 @over_http(app, "retire")

@@ -41,6 +41,7 @@ class Status(StrEnum):
     CANCELLED = "cancelled"
 
 
+Wait = Annotated[bool, typer.Option("--wait", help="Watch it to its end, which is the exit code.")]
 Patience = Annotated[
     float, typer.Option(min=0, help="How many seconds of a lost connection are borne while watching.")
 ]
@@ -71,9 +72,7 @@ def submit_update(
             show_default="a new one",
         ),
     ] = None,
-    wait: Annotated[
-        bool, typer.Option("--wait", help="Watch it to its end, which is the exit code.")
-    ] = False,
+    wait: Wait = False,
     patience: Patience = PATIENCE_SECONDS,
 ) -> None:
     """Ask for an update that learns the new rows of one or more tasks.
@@ -86,10 +85,15 @@ def submit_update(
     body: Json = {"tasks": tasks, **{name: value for name, value in named.items() if value is not None}}
     body = assigned({**body, "relearn": True} if relearn else body, assignments)
     update = call.api.create(path("models", model, "updates"), body, idempotency_key=idempotency_key)
+    follow(call, update, wait=wait, patience_seconds=patience)
+
+
+def follow(call: Call, update: Json, *, wait: bool, patience_seconds: float) -> None:
+    """Tells of an update that was just asked for: what it warns of, then its end (`wait`) or where to watch it."""
     for warning in update["warnings"]:
         remark(f"Note: {warning}")
     if wait:
-        watch(call, update["id"], patience_seconds=patience)
+        watch(call, update["id"], patience_seconds=patience_seconds)
         return
     call.show(
         update,
