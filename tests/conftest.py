@@ -1,6 +1,7 @@
 """A real Postgres, a real Valkey and the real app for every test that asks for them."""
 
 import os
+import signal
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -28,6 +29,8 @@ def pytest_configure() -> None:
     needs them."""
     from service.embedded.ports import hold_port
 
+    # A run that a shell started in the background ignores Ctrl-C, and so would every process that a test starts and stops.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     postgres, valkey = (HELD_PORTS.enter_context(hold_port()).getsockname()[1] for _ in range(2))
     os.environ.update(
         {

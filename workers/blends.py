@@ -2,6 +2,7 @@
 
 from array import array
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,7 @@ def blend_request(
         adapter=adapter_settings(model),
         strategy=BLEND,
         parameters=dict(parameters),
-        settings=TrainingSettings(**child.training),
+        settings=replace(TrainingSettings(**child.training), devices=1),  # a sum, whatever the training took
         parent=str(version_folder(parent, work=work)) if parent.artifact_sha256 else None,
         child=str(version_folder(child, work=work)),
         labels=tuple(child.labels),

@@ -190,7 +190,11 @@ def sweep_work_folders() -> int:
     with session_scope(tenant=EVERY_TENANT, role="worker") as session:
         unfinished = {
             *session.scalars(select(Update.id).where(Update.id.in_(folders), Update.state.not_in(FINISHED))),
-            *session.scalars(select(Dial.id).where(Dial.id.in_(folders), Dial.state == DialState.SCORING)),
+            *session.scalars(
+                select(Dial.id).where(
+                    Dial.id.in_(folders), Dial.state.in_((DialState.QUEUED, DialState.SCORING))
+                )
+            ),
         }
     finished = [folder for name, folder in folders.items() if name not in unfinished]
     for folder in finished:

@@ -69,6 +69,8 @@ def _deliver_and_tell(claim: Claim, finished: threading.Event) -> None:
         deliver(claim)
     except SQLAlchemyError as error:  # the lease runs out, and the message is sent again
         log.warning("webhook_not_recorded", delivery=claim.delivery_id, error=_first_line(error))
+    except Exception:
+        log.exception("webhook_not_recorded", delivery=claim.delivery_id)
     finally:
         finished.set()
 

@@ -104,7 +104,7 @@ def _columns(
     lineage: Lineage,
     points: dict[float, dict[str, Scored]],
 ) -> Sequence[DialColumn]:
-    """The lineage's tasks that the version was scored on for the dial, in the order they were learnt."""
+    """The lineage's tasks that the version was scored on, and the old ones that it could not be, in the order they were learnt."""
     taught = taught_by(session, model=model, version=version)
     scored, last = points.get(CHILD, {}), len(lineage.versions) - 1
     columns = []
@@ -112,6 +112,6 @@ def _columns(
         learnt_at = lineage.learnt_at[column]
         role = role_at(learnt_at, last_row=last, taught=task.id in taught)
         guards = learnt_at is not None and learnt_at < last
-        if task.id in scored:
+        if task.id in scored or guards:  # an old task nobody can measure is inconclusive, as to the gate
             columns.append(DialColumn(task.id, task.name, role, column, guards))
     return columns

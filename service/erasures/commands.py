@@ -1,5 +1,6 @@
 """Writes of erasures: the erasure itself, the rebuild without the erased rows, the end of the tainted adapters."""
 
+from pydantic import ValidationError
 from sqlalchemy import CursorResult, delete, func, select, update
 from sqlalchemy.orm import Session
 
@@ -8,7 +9,7 @@ from service.db import among
 from service.erasures.queries import plan_rebuild, tainted_versions
 from service.erasures.schemas import RebuildCreate
 from service.erasures.signing import digest_of_subject
-from service.errors import Conflict
+from service.errors import Conflict, Unprocessable
 from service.examples.commands import hold_erasures
 from service.examples.loading import allow_long_statements
 from service.examples.queries import descendants, versions_that_learnt
@@ -16,6 +17,8 @@ from service.models import (
     BLEND,
     Alias,
     AuditAction,
+    Dial,
+    DialState,
     Erasure,
     Example,
     Model,
@@ -25,7 +28,7 @@ from service.models import (
     new_id,
 )
 from service.registry.commands import discard_artifacts, drop_states
-from service.registry.queries import get_champion
+from service.registry.queries import get_champion, get_model
 from service.security import Principal
 from service.updates.commands import request_update
 from service.updates.schemas import UpdateCreate
@@ -41,6 +44,7 @@ def erase_subject(session: Session, *, model: Model, subject: str, principal: Pr
     """
     allow_long_statements(session)
     hold_erasures(session, model_id=model.id)
+    get_model(session, model=model.id)  # a purge may have come before
     rows = select(Example.id).where(Example.model_id == model.id, Example.subject == subject)
     # Locked first: a version that is just admitting one of the rows commits before it is asked for below.
     session.execute(select(func.count()).select_from(rows.with_for_update().subquery()))
@@ -85,10 +89,17 @@ def request_rebuild(
             "are left of what it learnt since. In that case roll back to a clean version.",
             code="nothing_to_rebuild", param="erasure",
         )  # fmt: skip
-    wanted = UpdateCreate(
-        tasks=plan.tasks, parent=plan.parent, strategy=request.strategy, training=request.training,
-        promotion=request.promotion, metadata={**request.metadata, "erasure": erasure.id},
-    )  # fmt: skip
+    try:
+        wanted = UpdateCreate(
+            tasks=plan.tasks, parent=plan.parent, strategy=request.strategy, training=request.training,
+            promotion=request.promotion, metadata={**request.metadata, "erasure": erasure.id},
+        )  # fmt: skip
+    except ValidationError as error:
+        raise Unprocessable(
+            f"No update can take this rebuild: {error.errors()[0]['msg']}. Its metadata also holds the erasure's id; more than a "
+            "thousand tasks have to be learnt anew by updates of your own.",
+            code="rebuild_too_large",
+        ) from None
     rebuild = request_update(session, model=model.name, request=wanted, principal=principal)
     erasure.rebuild_id = rebuild.id
     session.flush()
@@ -159,11 +170,16 @@ def _require_unused(session: Session, *, model: Model, versions: list[int]) -> N
                 & (Update.strategy == BLEND)
                 & Update.parameters["of"].as_integer().in_(versions)
             )
-            | ((Update.state == UpdateState.AWAITING_APPROVAL) & among(Update.version, versions)),
+            # Held, or being compared with a champion that moved.
+            | (Update.state.in_((*ACTIVE, UpdateState.AWAITING_APPROVAL)) & among(Update.version, versions)),
+        )
+    ) or session.scalar(
+        select(Dial.id).where(
+            Dial.model_id == model.id, Dial.state == DialState.SCORING, among(Dial.version, versions)
         )
     )
     if working is not None:
         raise Conflict(
-            f"The update {working} works from one of these versions or waits to be approved; cancel or reject it first.",
+            f"{working} works with one of these versions or waits to be approved; cancel or reject it, or wait for its end.",
             code="version_in_use", param="erasure",
         )  # fmt: skip

@@ -92,7 +92,7 @@ def request_rebuild(
 
     Its parent is not the champion, so that a passing rebuild waits for `POST /v1/updates/{id}/approve`.
     """
-    row = get_model(session, model=model, for_change=True)
+    row = get_model(session, model=model, for_change=True, hold=True)
     found = queries.get_erasure(session, model=row, erasure=erasure)
     update = commands.request_rebuild(session, model=row, erasure=found, request=body, principal=principal)
     answer = describe_update(session, update=update)

@@ -76,10 +76,14 @@ class Receipt(BaseModel):
     subject_digest: str = Field(
         description="HMAC-SHA256 of tenant, model id and subject under the service's pepper; holds nothing of the subject"
     )
-    rows_deleted: int
+    rows_deleted: int = Field(
+        description="By this erasure; rows that had been deleted otherwise are not known any more"
+    )
     erased_at: datetime
     erased_by: str
-    tainted_versions: list[TaintedVersion]
+    tainted_versions: list[TaintedVersion] = Field(
+        description="Of the rows that were stored at the moment of this erasure, or of an earlier one of this subject"
+    )
     strategy_states_left: int = Field(description="Of those versions; an erasure drops them, so 0")
     rebuild: RebuildRead | None
     champion: int

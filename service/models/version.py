@@ -39,7 +39,9 @@ class Version(OwnedByTenant, Base):
     labels: Mapped[list[Any]]
     artifact_sha256: Mapped[str | None]
     artifact_bytes: Mapped[int | None]
-    artifact_removed_at: Mapped[datetime | None]  # by the model's retention; the row stays as a tombstone
+    artifact_removed_at: Mapped[
+        datetime | None
+    ]  # by the model's retention or an erasure; the row stays as a tombstone
     state_sha256: Mapped[str | None]  # what the strategy left for the next update; dropped by an erasure
     state_bytes: Mapped[int | None]
     statistics: Mapped[dict[str, Any]]  # steps, rows, seconds, losses of the training

@@ -92,10 +92,10 @@ def get_version(session: Session, *, model: Model, version: int) -> Version:
 
 
 def require_artifact(model: Model, version: Version) -> None:
-    """Raises `Conflict` when the model's retention has removed the version's adapter: nothing can start from it."""
+    """Raises `Conflict` when the version's adapter was removed, by retention or an erasure: nothing can start from it."""
     if version.artifact_removed_at is not None:
         raise Conflict(
-            f"The adapter of version {version.number} of '{model.name}' was removed by the model's retention at "
+            f"The adapter of version {version.number} of '{model.name}' was removed, by the model's retention or an erasure, at "
             f"{version.artifact_removed_at.isoformat()}; choose another version.",
             code="artifact_removed", param="version",
         )  # fmt: skip

@@ -44,7 +44,7 @@ def sides_of(session: Session, *, model: Model, version: int) -> tuple[Version, 
     """Returns a version and its parent, between which there are others.
 
     Raises `NotFound`; `Unprocessable` for the base, which has no parent, and for adapters that cannot be added up; `Gone`
-    where the model's retention has removed one of the two adapters.
+    where one of the two adapters was removed.
     """
     child = get_version(session, model=model, version=version)
     if child.parent is None:
@@ -57,7 +57,7 @@ def sides_of(session: Session, *, model: Model, version: int) -> tuple[Version, 
     for side in (child, parent):
         if side.artifact_removed_at is not None:
             raise Gone(
-                f"The adapter of version {side.number} was removed by the model's retention.",
+                f"The adapter of version {side.number} was removed, by the model's retention or an erasure.",
                 code="artifact_removed", param="version",
             )  # fmt: skip
     return child, parent

@@ -274,6 +274,7 @@ def approve_update(session: Session, *, update_id: str, actor: str, reason: str 
             "again in a moment and decide then.",
             code="verdict_stale", headers={"Retry-After": "10"},
         )  # fmt: skip
+    require_artifact(model, get_version(session, model=model, version=update.version or 0))
     promote(
         session,
         model=model,

@@ -1,5 +1,6 @@
 """The pages for people: signing in, the list of models; models, versions and updates have files of their own."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -12,8 +13,9 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
 from service.content_negotiation import preferred
+from service.db import session_scope
 from service.dependencies import PageDep, PageRequest
-from service.errors import Forbidden, Unauthenticated
+from service.errors import Forbidden, NotFound, Unauthenticated
 from service.models import Model
 from service.response_headers import PAGES_PREFIX, STATIC_PREFIX
 from service.web import answers, session
@@ -90,10 +92,14 @@ async def sign_out(_form: OwnForm) -> Response:
 
 
 @router.get(MODELS)
-async def list_models(visitor: VisitorDep, session: SessionDep, page_: PageDep) -> HTMLResponse:
+async def list_models(
+    request: Request, visitor: VisitorDep, session: SessionDep, page_: PageDep
+) -> HTMLResponse:
     """Shows the tenant's models, oldest first."""
     lines, cursor = await _lines(visitor, session, page_)
-    return await run_in_threadpool(page, "models.html", visitor=visitor, lines=lines, cursor=cursor)
+    return await run_in_threadpool(
+        page, "models.html", visitor=visitor, lines=lines, cursor=cursor, query=request.url.query
+    )
 
 
 @router.get(f"{PAGES_PREFIX}/models.csv")
@@ -106,7 +112,16 @@ async def export_models(visitor: VisitorDep, session: SessionDep, page_: PageDep
 async def _lines(
     visitor: Visitor, session: Session, page_: PageRequest
 ) -> tuple[list[ModelLine], str | None]:
-    statement = select(Model).where(Model.archived_at.is_(None))
-    models, cursor = await run_in_threadpool(page_.select, session, statement, key=Model.seq)
-    reports = {model.name: await forgetting_report(visitor, model.id) for model in models}
-    return await run_in_threadpool(model_lines, session, models=models, reports=reports), cursor
+    models, cursor = await run_in_threadpool(_models, visitor, page_)
+    reports = {}
+    for model in models:
+        with suppress(NotFound):  # purged a moment ago
+            reports[model.name] = await forgetting_report(visitor, model.id)
+    shown = [model for model in models if model.name in reports]
+    return await run_in_threadpool(model_lines, session, models=shown, reports=reports), cursor
+
+
+def _models(visitor: Visitor, page_: PageRequest) -> tuple[list[Model], str | None]:
+    # In a transaction of its own: none stays open while the reports are read in theirs.
+    with session_scope(tenant=visitor.principal.tenant) as session:
+        return page_.select(session, select(Model).where(Model.archived_at.is_(None)), key=Model.seq)

@@ -142,12 +142,19 @@ OpenForm = Annotated[Form, Depends(read_form)]
 OwnForm = Annotated[Form, Depends(read_own_form)]
 
 
+def _host_of(origin: str) -> str:
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:  # no address at all
+        return ""
+
+
 def require_same_origin(request: Request) -> None:
     """Raises `Forbidden` unless the browser says that the request comes from a page of this very service."""
     fetched = request.headers.get("sec-fetch-site")
     if fetched is not None:
         own = fetched == "same-origin"
     else:  # an older browser; behind a proxy the scheme may differ, the host not
-        own = urlsplit(request.headers.get("origin", "")).netloc == request.headers.get("host", "-")
+        own = _host_of(request.headers.get("origin", "")) == request.headers.get("host", "-")
     if not own:
         raise Forbidden("This form did not come from a page of this service.", code="foreign_origin")

@@ -8,6 +8,7 @@ from fastapi.responses import HTMLResponse
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
+from service.errors import Conflict
 from service.response_headers import PAGES_PREFIX
 from service.schemas import UpdatePath
 from service.security import Scope
@@ -77,7 +78,14 @@ def cancel(update: UpdatePath, visitor: VisitorDep, session: SessionDep, _form: 
 def approve(update: UpdatePath, visitor: VisitorDep, session: SessionDep, form: OwnForm) -> Response:
     """Promotes the held candidate."""
     visitor.principal.require(Scope.DEPLOY)
-    commands.approve_update(session, update_id=update, actor=visitor.principal.actor, reason=_reason(form))
+    row = commands.approve_update(
+        session, update_id=update, actor=visitor.principal.actor, reason=_reason(form)
+    )
+    if form.one("compared_with") != str(row.compared_with):  # nothing is committed yet
+        raise Conflict(
+            "The champion has moved since this page was made, and the verdict was made anew. Read it, then decide.",
+            code="verdict_changed",
+        )
     return _back(update)
 
 

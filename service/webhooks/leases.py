@@ -191,6 +191,7 @@ def delete_old_deliveries(session: Session, *, days: int, limit: int) -> int:
         select(WebhookDelivery.tenant_id, WebhookDelivery.id)
         .where(WebhookDelivery.finished_at < func.now() - func.make_interval(0, 0, 0, days))
         .limit(limit)
+        .with_for_update(skip_locked=True)  # one that is just being replayed stays
         .cte("old")
     )
     deleted = delete(WebhookDelivery).where(

@@ -10,7 +10,7 @@ from service.dependencies import Admin, Page, PageDep, Reader, SessionDep, page_
 from service.idempotency import IdempotencyDep
 from service.models import DeliveryState, Webhook, WebhookDelivery
 from service.webhooks import commands, queries
-from service.webhooks.addresses import check_url
+from service.webhooks.addresses import check_in_time
 from service.webhooks.schemas import (
     DeliveryRead,
     WebhookChange,
@@ -32,14 +32,14 @@ DeliveryPath = Annotated[
 
 
 # Names are resolved before the request's session begins a transaction: none is open while a socket waits.
-def _checked_new(_principal: Admin, body: WebhookCreate) -> WebhookCreate:
-    check_url(body.url)
+async def _checked_new(_principal: Admin, body: WebhookCreate) -> WebhookCreate:
+    await check_in_time(body.url)
     return body
 
 
-def _checked_change(_principal: Admin, body: WebhookChange) -> WebhookChange:
+async def _checked_change(_principal: Admin, body: WebhookChange) -> WebhookChange:
     if body.url is not None:
-        check_url(body.url)
+        await check_in_time(body.url)
     return body
 
 

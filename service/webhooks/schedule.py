@@ -31,7 +31,7 @@ def retry_after_seconds(headers: Mapping[str, str], *, now: datetime) -> float |
         return float(value[:9])
     try:
         moment = parsedate_to_datetime(value)
-    except ValueError:
+    except (ValueError, OverflowError):  # years and time zones of any length
         return None
     return max((moment.replace(tzinfo=moment.tzinfo or UTC) - now).total_seconds(), 0.0)
 

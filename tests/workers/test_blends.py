@@ -11,7 +11,7 @@ import sqlalchemy as sa
 import torch
 from torch import Tensor
 
-from service.db import session_scope
+from service.db import engine_for, session_scope
 from service.models import Model, ReplayEntry, Update, Version, VersionTask
 from service.replay.queries import read_buffer
 from tests.conftest import emptied
@@ -93,6 +93,18 @@ def test_a_blend_goes_through_the_gate_like_any_update_and_trains_nothing(
     assert events == ["queued", "training", "evaluating", "promoted"]
     roles = {task["task"]: task["role"] for task in world.get("/models/triage/versions/3/report")["tasks"]}
     assert roles == {"one": "old", "two": "new"}
+
+
+def test_a_version_that_several_devices_trained_is_blended_by_one(
+    world: World, blended: dict[str, Any], database_url: str
+) -> None:
+    with engine_for(database_url).begin() as connection:
+        connection.execute(sa.text("SET LOCAL ROLE palimpsest_owner"))
+        connection.execute(
+            sa.text("UPDATE versions SET training = jsonb_set(training, '{devices}', '2') WHERE number = 2")
+        )
+    again = blend(world, 2, promotion="manual")
+    assert (again["status"], again["error"]) == ("awaiting_approval", None)
 
 
 def test_its_change_of_weights_is_the_weighted_sum_of_both_and_its_head_moves_only_old_labels(

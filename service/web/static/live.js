@@ -4,7 +4,8 @@
   const live = document.getElementById("live");
   const announcement = document.getElementById("announcement");
   const state = () => document.getElementById("state").dataset;
-  let fetching = false, again = false;
+  const finished = () => state().finished === "yes";
+  let fetching = false, again = false, stream;
 
   const show = (html) => {
     const focused = document.activeElement && document.activeElement.id;
@@ -29,15 +30,21 @@
     } finally {
       fetching = false;
     }
-    if (state().finished === "yes") stream.close();
+    if (finished()) stream.close();
   };
 
   const changed = () => refresh().catch(() => {}); // a lost connection: the stream comes back by itself
-  const stream = new EventSource(`${live.dataset.stream}?after=${state().after}`);
-  for (const type of ["queued", "training", "evaluating", "awaiting_approval", "promoted", "rejected", "failed", "cancelled",
-    "cancel_requested", "lease_expired", "progress"]) {
-    stream.addEventListener(type, changed);
-  }
-  // Told to come no more: the update has ended, or the session has.
-  stream.addEventListener("error", () => { if (stream.readyState === EventSource.CLOSED) changed(); });
+  const listen = () => {
+    stream = new EventSource(`${live.dataset.stream}?after=${state().after}`);
+    for (const type of ["queued", "training", "evaluating", "awaiting_approval", "promoted", "rejected", "failed", "cancelled",
+      "cancel_requested", "lease_expired", "progress"]) {
+      stream.addEventListener(type, changed);
+    }
+    // Told to come no more: the update has ended, or the session has, or the service is too busy just now.
+    stream.addEventListener("error", () => {
+      if (stream.readyState !== EventSource.CLOSED) return;
+      changed().then(() => { if (!finished()) setTimeout(listen, 5000); });
+    });
+  };
+  listen();
 })();

@@ -61,6 +61,7 @@ def model_lines(
             updates.get(model.id), counts.get(model.id, {}),
         )
         for model in models
+        if model.id in champions  # else purged a moment ago
     ]  # fmt: skip
 
 

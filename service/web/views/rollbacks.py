@@ -16,6 +16,7 @@ from service.registry.queries import (
     task_names,
     version_scores,
 )
+from service.tasks.queries import live_tasks
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +75,9 @@ def view_rollback(session: Session, *, model: Model, to: int | None) -> Rollback
 
 
 def _differences(session: Session, *, model: Model, now: int, then: int) -> list[Difference]:
-    names = task_names(session, model=model)
+    # A deleted task's name is free again: only live tasks are shown, and under ids of their own until then.
+    live = {task.id: task.name for task in session.scalars(live_tasks(model=model))}
+    names = {task: live.get(task, task) for task in task_names(session, model=model)}
     scores = [
         {
             score.task: score.score
@@ -84,7 +87,7 @@ def _differences(session: Session, *, model: Model, now: int, then: int) -> list
     ]
     return [
         Difference(task, scores[0].get(task), scores[1].get(task))
-        for task in sorted({*scores[0], *scores[1]})
+        for task in sorted({*scores[0], *scores[1]} & set(live.values()))
     ]
 
 

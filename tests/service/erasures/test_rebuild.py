@@ -185,6 +185,25 @@ def test_a_second_rebuild_is_refused_while_the_first_may_yet_succeed(learnt: Wor
     assert (second["parent"], second["tasks"], second["metadata"]) == (0, ["one"], {"erasure": erasure["id"]})
 
 
+def test_a_candidate_that_is_being_compared_anew_is_not_retired(learnt: World) -> None:
+    held = learnt.learn("one", relearn=True, promotion="manual")
+    assert (held["status"], held["version"]) == ("awaiting_approval", 2)
+    erasure = forget(learnt)
+    learnt.rollback(to=0)  # the champion moved: the candidate is to be scored against the new one
+    claim = learnt.claim()
+    assert (claim.update_id, claim.rescore) == (held["id"], True)
+    answer = learnt.client.post(f"{MODEL}/erasures/{erasure['id']}/retire")
+    assert learnt.problem(answer) == (409, "version_in_use")
+    assert held["id"] in answer.json()["detail"]
+
+
+def test_metadata_that_leaves_no_room_for_the_erasure_is_refused(learnt: World) -> None:
+    erasure = forget(learnt)
+    path = f"{MODEL}/erasures/{erasure['id']}/rebuild"
+    answer = learnt.client.post(path, json={"metadata": {"note": "x" * (16 * 1024 - 20)}})
+    assert learnt.problem(answer) == (422, "rebuild_too_large")
+
+
 def test_where_no_rows_are_left_there_is_nothing_to_rebuild(world: World) -> None:
     world.model()
     world.ok(world.client.put(f"{MODEL}/tasks/one"))

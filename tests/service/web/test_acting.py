@@ -103,11 +103,31 @@ def test_a_held_candidate_is_decided_with_a_reason(
     page = hold_newest(world, browser)
     assert "Approve v5" in browser.read(page)
     assert "1 to decide" in browser.read("/ui/models")
-    assert browser.send_own(f"{page}/{decision}", reason="as discussed").status_code == 303
+    fields = {"reason": "as discussed", "compared_with": compared_with(browser.read(page))}
+    assert browser.send_own(f"{page}/{decision}", **fields).status_code == 303
     assert world.get(f"/models/{long}")["champion"] == champion
     text = visible_text(browser.read(page))
     assert state in text
     assert "reason: as discussed" in text
+
+
+def compared_with(html: str) -> str:
+    """The champion that the verdict on the page speaks of."""
+    found = re.search(r'name="compared_with" value="(\d+)"', html)
+    assert found is not None
+    return found[1]
+
+
+def test_a_candidate_is_not_approved_on_a_verdict_that_nobody_saw(
+    world: World, browser: Browser, long: str
+) -> None:
+    page = hold_newest(world, browser)
+    seen = int(compared_with(browser.read(page)))
+    answer = browser.send_own(f"{page}/approve", reason="from an old page", compared_with=seen - 1)
+    assert answer.status_code == 409
+    assert "made anew" in visible_text(answer.text)
+    assert world.get(f"/models/{long}")["champion"] == 4
+    assert world.update(page.rsplit("/", 1)[1])["status"] == "awaiting_approval"
 
 
 def hold_newest(world: World, browser: Browser) -> str:

@@ -38,6 +38,12 @@ def test_the_cookie_stays_on_https_where_the_browser_came_by_https(client: TestC
     assert "Secure" in answer.headers["Set-Cookie"].split("; ")
 
 
+@pytest.mark.parametrize("origin", ["http://[", "null", "https://elsewhere.example"])
+def test_a_form_from_nowhere_or_from_elsewhere_is_refused(client: TestClient, origin: str) -> None:
+    browser = Browser(client, signed_in=False)
+    assert browser.send("/ui/signin", origin=origin, key=browser.key).status_code == 403
+
+
 def test_a_session_is_no_bearer_key(browser: Browser) -> None:
     token = browser.http.cookies[COOKIE]
     answer = browser.http.get("/v1/models", headers={"Authorization": f"Bearer {token}"})

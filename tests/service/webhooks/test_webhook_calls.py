@@ -2,12 +2,13 @@
 
 import base64
 import logging
+import threading
 
 import pytest
 
 from service.config import get_settings
 from service.db import session_scope
-from service.webhooks import commands
+from service.webhooks import addresses, commands
 from service.webhooks.sealing import open_sealed, seal
 from tests.scenes import make_client
 from tests.service.webhooks.conftest import Hooks
@@ -138,3 +139,28 @@ def test_unknown_events_fields_and_empty_lists_are_refused(hooks: Hooks) -> None
         body = {"url": hooks.receiver.url, **wrong}
         answer = hooks.world.client.post("/v1/webhooks", json=body)
         assert hooks.world.problem(answer) == (422, "validation_error"), wrong
+
+
+def test_a_webhook_made_while_http_was_allowed_can_be_managed_and_is_given_up_when_it_no_longer_is(
+    hooks: Hooks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hook, gone = hooks.create(), hooks.create()
+    monkeypatch.setattr(addresses, "get_settings", get_settings)
+    delivery = hooks.tested(gone)
+    assert delivery["attempts"] == 1
+    assert "https://" in delivery["log"][0]["error"]
+    assert not hooks.change(hook, enabled=False)["enabled"]
+    hooks.post(hook, "rotate")
+    assert hooks.world.client.delete(f"/v1/webhooks/{hook['id']}").status_code == 204
+
+
+def test_a_name_that_takes_for_ever_to_resolve_is_refused_and_holds_nobody_up(
+    hooks: Hooks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    over = threading.Event()
+    monkeypatch.setattr(addresses, "RESOLVING_SECONDS", 0.2)
+    monkeypatch.setattr(addresses, "resolve", lambda *_: over.wait(60))
+    answer = hooks.world.client.post("/v1/webhooks", json={"url": "https://slow.example"})
+    over.set()
+    assert hooks.world.problem(answer) == (422, "webhook_url_refused")
+    assert "within 0.2 s" in answer.json()["detail"]

@@ -36,6 +36,7 @@ def test_a_receiver_may_ask_for_a_longer_pause_up_to_an_hour(asked: float | None
     [
         ("120", 120.0), (" 7 ", 7.0), ("Tue, 01 Jan 2030 12:01:30 GMT", 90.0), ("Tue, 01 Jan 2030 11:00:00 GMT", 0.0),
         ("soon", None), ("", None), ("-5", None), ("1e9", None), ("٣", None), ("9" * 400, 999_999_999.0),
+        ("Tue, 01 Jan 99999999999999999999 00:00:00 GMT", None), (f"Tue, 01 Jan 2030 12:00:00 +{'9' * 40}", None),
     ],
 )  # fmt: skip
 def test_retry_after_is_read_as_seconds_or_as_a_date_and_else_ignored(
