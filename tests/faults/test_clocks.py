@@ -120,6 +120,7 @@ WALL_CLOCK_READERS = {
     "service/cli/keys.py": "turns the command line's --expires-in into a moment; the API refuses one in the past",
     "service/keys/schemas.py": "refuses an expiry in the past early; whether a key is valid, the database says",
     "service/rate_limits.py": "tells the client in how many seconds to come back",
+    "service/web/session.py": "ends a browser's session after hours; whether its key is valid, the database says",
     "service/security.py": "turns the command line's --expires-in into a moment",
 }
 WALL_CLOCKS = {"time.time", "time.time_ns", "datetime.now", "datetime.utcnow", "datetime.today", "date.today"}

@@ -287,6 +287,7 @@ def test_every_strategy_of_the_catalogue_carries_an_update_to_its_end(world: Wor
         assert set(scores) == {"one", "two"}
 
 
+@pytest.mark.slow
 def test_a_person_erased_while_trained_on_is_not_learnt(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+import structlog
 import uvicorn
 
 
@@ -13,7 +14,10 @@ import uvicorn
 def serving() -> Iterator[int]:
     """Serves the app in a thread; yields its port."""
     from service.app import create_app  # here: it reads the settings, which the tests' conftest fixes first
+    from service.metrics import http
 
+    # Its lines would stand among those of the commands, which run in this very process.
+    http.log = structlog.wrap_logger(structlog.ReturnLogger())
     listener = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(create_app(), log_config=None, timeout_graceful_shutdown=1))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)

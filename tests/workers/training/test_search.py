@@ -147,6 +147,7 @@ def test_the_same_seed_searches_the_same_way(update: Any, portfolio: Any, quietl
     assert weights(first) == weights(second)
 
 
+@pytest.mark.slow
 def test_a_stopped_search_goes_on_without_repeating_trials(
     update: Any, portfolio: Any, quietly: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

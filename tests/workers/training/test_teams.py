@@ -76,6 +76,7 @@ def test_two_processes_give_the_loss_curve_of_one(
     assert followers() == []
 
 
+@pytest.mark.slow
 def test_a_stopped_team_resumes_to_the_same_bytes_even_with_dropout(
     request_for: RequestFor, quietly: Any
 ) -> None:
