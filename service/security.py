@@ -33,7 +33,7 @@ TENANT_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 FIND_KEYS = text("""
     SELECT found.id, found.tenant_id, found.prefix, found.name, found.scopes, found.secret_hash, found.previous_hash,
            found.previous_expires_at, found.expires_at, found.revoked_at, found.last_used_at, now() AS now
-    FROM (SELECT DISTINCT unnest(CAST(:prefixes AS text[]))) AS wanted (prefix), find_api_key(wanted.prefix) AS found
+    FROM (SELECT DISTINCT unnest(CAST(:prefixes AS text[]))) AS wanted (prefix), find_key(wanted.prefix) AS found
 """)
 
 

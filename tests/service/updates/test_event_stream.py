@@ -312,7 +312,7 @@ class Counted:
 
     def _count(self, _connection: object, _cursor: object, statement: str, *_rest: object) -> None:
         self.news += "update_events" in statement and "LATERAL" in statement
-        self.keys += "find_api_key" in statement
+        self.keys += "find_key" in statement
 
 
 def test_past_the_limit_a_listener_is_refused_with_a_problem_and_a_place_is_given_back(
