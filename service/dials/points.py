@@ -174,9 +174,11 @@ def _row(
     for column in columns:
         here, child = points[beta].get(column.task_id), points[CHILD].get(column.task_id)
         level = last[column.column]
-        if here is not None:
-            moved = level is not None and child is not None and child.score != level
-            row[column.column] = here.score + level - child.score if moved else here.score  # type: ignore[operator, union-attr]  # `moved` says neither is None
+        if here is None:
+            continue
+        row[column.column] = here.score
+        if level is not None and child is not None and child.score != level:
+            row[column.column] = here.score + level - child.score
     return row
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -273,7 +274,7 @@ class Rig:
             server.stop()  # gives up its port
 
 
-class Beside:
+class Beside(ABC):
     """Something that goes on in a thread for as long as the block runs; its `_run` looks at `_stopping`."""
 
     def __init__(self) -> None:
@@ -288,8 +289,9 @@ class Beside:
         self._stopping.set()
         self._thread.join()
 
+    @abstractmethod
     def _run(self) -> None:
-        raise NotImplementedError
+        """Goes on until `_stopping` is set."""
 
 
 def _die_with_parent() -> None:

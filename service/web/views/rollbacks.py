@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import func, select
+from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.orm import Session
 
 from service.errors import Conflict
@@ -91,6 +91,6 @@ def _differences(session: Session, *, model: Model, now: int, then: int) -> list
     ]
 
 
-def _count(session: Session, model: Model, *conditions: object) -> int:
-    statement = select(func.count()).select_from(Update).where(Update.model_id == model.id, *conditions)  # type: ignore[arg-type]
+def _count(session: Session, model: Model, *conditions: ColumnElement[bool]) -> int:
+    statement = select(func.count()).select_from(Update).where(Update.model_id == model.id, *conditions)
     return session.scalar(statement) or 0
