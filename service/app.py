@@ -66,13 +66,14 @@ def create_app() -> FastAPI:
     app.add_exception_handler(IdempotentReplay, replay_response)
     app.include_router(health.router)
     app.include_router(metrics)
+    # Routes are tried in this order: what pipelines ask for again and again comes first.
     for router in (
+        reports,
+        updates,
         registry,
         tasks,
         examples,
         erasures,
-        updates,
-        reports,
         dials,
         storage,
         keys,

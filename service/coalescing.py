@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Hashable
+from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Generic, TypeVar
 
 from starlette.concurrency import run_in_threadpool
@@ -18,9 +19,14 @@ class Coalesced(Generic[Key, Value]):
     What the read returns is shared, and so is the exception where it raises one.
     """
 
-    def __init__(self, read: Callable[[Key], Value]) -> None:
-        """`read` runs in a thread."""
-        self._read = read
+    def __init__(
+        self,
+        read: Callable[[Key], Value],
+        *,
+        within: Callable[[], AbstractAsyncContextManager[None]] = nullcontext,
+    ) -> None:
+        """`read` runs in a thread, within a context that may make it wait; who asks meanwhile joins it."""
+        self._read, self._within = read, within
         # By loop as well: tests call one app from several.
         self._running: dict[tuple[asyncio.AbstractEventLoop, Key], asyncio.Task[Value]] = {}
         self._next: dict[tuple[asyncio.AbstractEventLoop, Key], asyncio.Task[Value]] = {}
@@ -34,12 +40,17 @@ class Coalesced(Generic[Key, Value]):
         return await asyncio.shield(self._next[at])
 
     async def _take_turn(self, at: tuple[asyncio.AbstractEventLoop, Key]) -> Value:
+        if at in self._running:
+            await asyncio.wait([self._running[at]])
         try:
-            if at in self._running:
-                await asyncio.wait([self._running[at]])
+            async with self._within():
+                self._running[at] = self._next.pop(at)  # whoever asks from here on needs a later read
+                return await run_in_threadpool(self._read, at[1])
         finally:
-            self._running[at] = self._next.pop(at)  # whoever asks from here on needs a later read
-        try:
-            return await run_in_threadpool(self._read, at[1])
-        finally:
-            del self._running[at]
+            self._forget(at)
+
+    def _forget(self, at: tuple[asyncio.AbstractEventLoop, Key]) -> None:
+        this = asyncio.current_task()
+        for tasks in (self._running, self._next):
+            if tasks.get(at) is this:
+                del tasks[at]

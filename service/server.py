@@ -1,5 +1,6 @@
 """The HTTP server of `palimpsest api`."""
 
+import gc
 import socket
 
 import uvicorn
@@ -12,6 +13,12 @@ class Server(uvicorn.Server):
 
     It tells the app only after every answer has ended, which an open stream does not do by itself.
     """
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Starts, and takes what is there by then (modules, routes, schemas) out of every later garbage collection."""
+        await super().startup(sockets)
+        gc.collect()
+        gc.freeze()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Ends the streams, then waits for the other answers as ever."""

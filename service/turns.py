@@ -22,6 +22,11 @@ def _limiter(_loop: asyncio.AbstractEventLoop) -> CapacityLimiter:
     return CapacityLimiter(get_settings().database_pool_size)
 
 
+@lru_cache
+def _limiter_of_reads(_loop: asyncio.AbstractEventLoop) -> CapacityLimiter:
+    return CapacityLimiter(max(1, get_settings().database_pool_size // 2))
+
+
 class Turn:
     """One request's turn, taken when it is asked for and given back when the request is over."""
 
@@ -64,7 +69,22 @@ async def get_turn() -> AsyncIterator[Turn]:
 @asynccontextmanager
 async def in_turn() -> AsyncIterator[None]:
     """Holds a turn of its own, for one piece of an answer that is sent in pieces. Raises `Unavailable`."""
-    turn = Turn(_limiter(asyncio.get_running_loop()))
+    async with _held(Turn(_limiter(asyncio.get_running_loop()))):
+        yield
+
+
+@asynccontextmanager
+async def in_turn_of_reads() -> AsyncIterator[None]:
+    """Holds a turn for one read that many callers share. Raises `Unavailable`.
+
+    These turns are counted apart, half as many: a caller may hold a turn of its own while it waits for what it shares.
+    """
+    async with _held(Turn(_limiter_of_reads(asyncio.get_running_loop()))):
+        yield
+
+
+@asynccontextmanager
+async def _held(turn: Turn) -> AsyncIterator[None]:
     await turn.take()
     try:
         yield

@@ -13,16 +13,17 @@ from functools import lru_cache
 from typing import Any, Literal
 
 from pydantic import BaseModel
-from sqlalchemy import Row, Text, cast, func, select
+from sqlalchemy import Row, ScalarSelect, Text, and_, cast, func, or_, select
 from sqlalchemy.dialects.postgresql import aggregate_order_by
 from sqlalchemy.orm import Session
 
 from service.coalescing import Coalesced
 from service.config import get_settings
 from service.db import session_scope
-from service.models import Model, Score, Task, Update, Version
-from service.registry.queries import get_champion, get_model, get_version
+from service.models import Alias, Model, Score, Task, Update, Version
+from service.registry.queries import CHAMPION, get_model, get_version
 from service.reports import queries
+from service.turns import in_turn_of_reads
 
 Kind = Literal["forgetting", "update"]
 Standing = Row[Any]
@@ -78,54 +79,61 @@ def read_document(wanted: Wanted) -> bytes:
     """Returns the report as JSON, made anew only if its standing has changed. Raises `NotFound`."""
     with session_scope(tenant=wanted.tenant) as session:
         session.connection(execution_options={"isolation_level": "REPEATABLE READ"})
-        model = get_model(session, model=wanted.model)
-        number = get_champion(session, model=model).version if wanted.version is None else wanted.version
-        name = (wanted.tenant, model.id, wanted.kind, number)
-        standing = _standing(session, model=model, version=get_version(session, model=model, version=number))
+        standing = _standing(session, wanted)
+        name = (wanted.tenant, standing.id, wanted.kind, standing.number)
         document = kept_documents().get(name, standing)
         if document is None:
-            document = _BUILDERS[wanted.kind](session, model, number).model_dump_json().encode()
+            report = _BUILDERS[wanted.kind](session, model=standing.id, version=standing.number)
+            document = report.model_dump_json().encode()
             kept_documents().keep(name, standing, document)
         return document
 
 
-documents = Coalesced(read_document)
+documents = Coalesced(read_document, within=in_turn_of_reads)
 
 
-def _standing(session: Session, *, model: Model, version: Version) -> Standing:
-    tasks = (
+def _standing(session: Session, wanted: Wanted) -> Standing:
+    """Reads everything in one statement, for this is all that most answers take. Raises `NotFound`."""
+    champion = and_(Alias.tenant_id == Model.tenant_id, Alias.model_id == Model.id, Alias.name == CHAMPION)
+    number = Alias.version if wanted.version is None else wanted.version
+    of_version = and_(
+        Version.tenant_id == Model.tenant_id, Version.model_id == Model.id, Version.number == number
+    )
+    standing = session.execute(
         select(
-            func.array_agg(
-                aggregate_order_by(
-                    func.concat_ws("\n", Task.id, Task.name, Task.guarded, Task.deleted_at.is_(None)),
-                    Task.seq,
-                )
-            )
+            Model.id, Version.number, Model.name, cast(Model.gate, Text), Version.created_at, Update.compared_with,
+            cast(Update.verdict, Text), _tasks(), _scores(),
         )
-        .where(Task.model_id == model.id)
+        .join(Alias, champion)
+        .join(Version, of_version)
+        .outerjoin(Update, and_(Update.tenant_id == Version.tenant_id, Update.id == Version.update_id))
+        .where(or_(Model.name == wanted.model, Model.id == wanted.model))
+    ).first()  # fmt: skip
+    if standing is None:
+        missing = get_version(
+            session, model=get_model(session, model=wanted.model), version=wanted.version or 0
+        )
+        raise RuntimeError(f"version {missing.number} of model {missing.model_id} has no standing")
+    return standing
+
+
+def _tasks() -> ScalarSelect[Any]:
+    """The tasks of the model at hand: their names, which are guarded, which are gone."""
+    each = func.concat_ws("\n", Task.id, Task.name, Task.guarded, Task.deleted_at.is_(None))
+    return (
+        select(func.array_agg(aggregate_order_by(each, Task.seq)))
+        .where(Task.tenant_id == Model.tenant_id, Task.model_id == Model.id)
         .scalar_subquery()
     )
-    scores = select(func.count()).select_from(Score).where(Score.model_id == model.id).scalar_subquery()
-    return session.execute(
-        select(
-            Model.name, cast(Model.gate, Text), Version.created_at, Update.compared_with,
-            cast(Update.verdict, Text), tasks, scores,
-        )
-        .join(Version, (Version.tenant_id == Model.tenant_id) & (Version.model_id == Model.id))
-        .outerjoin(Update, (Update.tenant_id == Version.tenant_id) & (Update.id == Version.update_id))
-        .where(Model.id == model.id, Version.number == version.number)
-    ).one()  # fmt: skip
 
 
-def _forgetting(session: Session, model: Model, version: int) -> BaseModel:
-    return queries.forgetting(session, model=model.id, version=version)
+def _scores() -> ScalarSelect[int]:
+    """How many scores the model at hand has."""
+    of_model = and_(Score.tenant_id == Model.tenant_id, Score.model_id == Model.id)
+    return select(func.count()).select_from(Score).where(of_model).scalar_subquery()
 
 
-def _update(session: Session, model: Model, version: int) -> BaseModel:
-    return queries.version_report(session, model=model.id, version=version)
-
-
-_BUILDERS: dict[Kind, Callable[[Session, Model, int], BaseModel]] = {
-    "forgetting": _forgetting,
-    "update": _update,
+_BUILDERS: dict[Kind, Callable[..., BaseModel]] = {
+    "forgetting": lambda session, **of: queries.forgetting(session, **of),
+    "update": lambda session, **of: queries.version_report(session, **of),
 }

@@ -17,7 +17,6 @@ from service.reports.schemas import (
     UpdateReport,
 )
 from service.schemas import NAME_PATTERN, ModelPath, VersionPath
-from service.turns import TurnTaken
 
 router = APIRouter(tags=["Reports"])
 
@@ -31,9 +30,7 @@ TaskQuery = Annotated[
     response_model=UpdateReport,
     summary="Read an update's forgetting report",
 )
-async def read_report(
-    model: ModelPath, version: VersionPath, principal: Reader, _taken: TurnTaken
-) -> Response:
+async def read_report(model: ModelPath, version: VersionPath, principal: Reader) -> Response:
     """Shows what the update gave and cost on every task, with the gate's verdict and its reasons in numbers."""
     return await _sent(Wanted(principal.tenant, "update", model, version))
 
@@ -132,7 +129,6 @@ def read_outcomes(
 async def read_forgetting(
     model: ModelPath,
     principal: Reader,
-    _taken: TurnTaken,
     version: Annotated[
         int | None, Query(ge=0, le=2**31, description="End of the lineage; default: the champion")
     ] = None,

@@ -11,7 +11,12 @@ from tests.faults.rig import LEASE_SECONDS, LONG, Rig, until
 
 pytestmark = pytest.mark.slow
 SHORT = {**LONG, "epochs": 20}
-ELSEWHERE = {"before_request_commit", "after_request_commit", "dial_point_recorded", "webhook_sent"}  # no update meets these
+ELSEWHERE = {
+    "before_request_commit",
+    "after_request_commit",
+    "dial_point_recorded",
+    "webhook_sent",
+}  # no update meets these
 BOUNDARIES = sorted(POINTS - ELSEWHERE)
 
 

@@ -3,6 +3,8 @@
 import asyncio
 import threading
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import pytest
 
@@ -47,6 +49,46 @@ def test_who_asks_while_a_read_runs_gets_the_next_one():
         assert await early == "first"
         assert await asyncio.gather(*late) == ["second"] * 5
         assert source.began == 2
+
+    asyncio.run(story())
+
+
+def test_who_asks_while_the_read_waits_for_its_turn_shares_it():
+    async def story() -> None:
+        source, free = Source(), asyncio.Event()
+        source.let_go(2)
+
+        @asynccontextmanager
+        async def turn() -> AsyncIterator[None]:
+            await free.wait()
+            yield
+
+        coalesced = Coalesced(source.read, within=turn)
+        early = asyncio.create_task(coalesced.get("key"))
+        await asyncio.sleep(0.05)
+        late = asyncio.create_task(coalesced.get("key"))
+        await asyncio.sleep(0.05)
+        free.set()
+        assert await asyncio.gather(early, late) == ["first", "first"]
+        assert source.began == 1
+
+    asyncio.run(story())
+
+
+def test_a_turn_that_is_refused_is_told_to_all_and_forgotten():
+    async def story() -> None:
+        turns = iter([False, True])
+
+        @asynccontextmanager
+        async def turn() -> AsyncIterator[None]:
+            if not next(turns):
+                raise TimeoutError
+            yield
+
+        coalesced = Coalesced(str.upper, within=turn)
+        refused = await asyncio.gather(*(coalesced.get("key") for _ in range(3)), return_exceptions=True)
+        assert [type(error) for error in refused] == [TimeoutError] * 3
+        assert await coalesced.get("key") == "KEY"
 
     asyncio.run(story())
 

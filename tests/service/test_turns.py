@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 
 import anyio
 import httpx
@@ -74,3 +75,21 @@ def test_a_turn_that_does_not_come_is_a_503_that_says_when_to_come_again(
         assert limiter.borrowed_tokens == 1
 
     asyncio.run(two_for_one())
+
+
+def test_a_kept_report_is_answered_while_every_turn_is_taken(client: TestClient, world: World) -> None:
+    world.model("m")
+    key = client.headers["Authorization"]
+
+    async def ask_for_the_matrix() -> httpx.Response:
+        transport = httpx.ASGITransport(create_app())
+        async with AsyncExitStack() as taken:
+            for _ in range(get_settings().database_pool_size):
+                await taken.enter_async_context(turns.in_turn())
+            caller = await taken.enter_async_context(
+                httpx.AsyncClient(transport=transport, base_url="http://test", headers={"Authorization": key})
+            )
+            async with asyncio.timeout(20):
+                return await caller.get("/v1/models/m/reports/forgetting")
+
+    assert asyncio.run(ask_for_the_matrix()).status_code == 200
