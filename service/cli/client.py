@@ -108,9 +108,9 @@ class Api:
         )  # fmt: skip
 
     @contextmanager
-    def download(self, where: str) -> Iterator[httpx.Response]:
+    def download(self, where: str, **query: object) -> Iterator[httpx.Response]:
         """GETs a body that is read piece by piece; a connection lost meanwhile raises `Unreachable`."""
-        request = self._http.build_request("GET", where)
+        request = self._http.build_request("GET", where, params=_given(query))
         response = self._persist(lambda: self._http.send(request, stream=True), repeatable=True)
         try:
             if not response.is_success:

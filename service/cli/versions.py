@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,7 +17,6 @@ from service.cli.calling import (
     over_http,
     version_number,
 )
-from service.cli.examples import content_text
 from service.cli.output import (
     fixed,
     messages,
@@ -28,7 +26,6 @@ from service.cli.output import (
     print_json,
     print_list,
     print_table,
-    shortened,
     size,
 )
 from service.cli.problems import CallFailed, Unreachable
@@ -40,17 +37,10 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, help="List, show and download versions, and see what they broke.")
 
 
-class Kind(StrEnum):
-    """Which way an example changed sides."""
-
-    NEGATIVE = "negative"
-    POSITIVE = "positive"
-
-
 @over_http(app, "list")
 def list_versions(call: Call, model: ModelName, limit: Limit = DEFAULT_LIMIT) -> None:
     """List a model's versions, from the base on."""
-    page = call.api.pages(_of(model), limit=limit)
+    page = call.api.pages(path_of_version(model), limit=limit)
     columns = ("version", "parent", "strategy", "tasks", "verdict", "aliases", "adapter", "created")
 
     def view(page: Json) -> None:
@@ -70,7 +60,7 @@ def list_versions(call: Call, model: ModelName, limit: Limit = DEFAULT_LIMIT) ->
 @over_http(app, "show")
 def show_version(call: Call, model: ModelName, version: VersionName = "champion") -> None:
     """Show lineage, strategy, parameters, seed, checksum and scores of a version."""
-    call.show(call.api.get(_of(model, version_number(call, model, version))), _facts)
+    call.show(call.api.get(path_of_version(model, version_number(call, model, version))), _facts)
 
 
 @over_http(app, "download")
@@ -89,54 +79,12 @@ def download_version(
     target = output or Path(f"{model}-v{number}.tar")
     if target.exists() and not force:
         raise CallFailed(f"{target} is there already; --force replaces it.")
-    with call.api.download(_of(model, number, "adapter")) as response:
+    with call.api.download(path_of_version(model, number, "adapter")) as response:
         read, checksum = _keep(response, target)
     if call.as_json:
         print_json({"path": str(target), "bytes": read, "sha256": checksum})
     else:
         typer.echo(f"{target}: {size(read)}, sha256 {checksum}")
-
-
-@over_http(app, "flips")
-def list_flips(
-    call: Call,
-    model: ModelName,
-    version: VersionName = "champion",
-    task: Annotated[str | None, typer.Option(help="Only this task.", show_default=False)] = None,
-    kind: Annotated[Kind | None, typer.Option(help="negative: right before, wrong now.", show_default=False)] = None,
-    against: Annotated[int | None, typer.Option(help="Version before.", show_default="the parent")] = None,
-    limit: Limit = 100,
-) -> None:  # fmt: skip
-    """List the very examples that changed sides: text, expected, before, after."""
-    page = call.api.pages(
-        _of(model, version_number(call, model, version), "flips"), limit=limit, task=task,
-        kind=kind and kind.value, against=against,
-    )  # fmt: skip
-
-    def view(page: Json) -> None:
-        columns = (
-            "task",
-            "kind",
-            "id",
-            "text",
-            "expected",
-            f"version {page['before']}",
-            f"version {page['after']}",
-        )
-        rows = (
-            (
-                flip["task"], flip["kind"], flip["id"], shortened(content_text(flip["content"]), 60), flip["expected"],
-                _answer(flip["before"]), _answer(flip["after"]),
-            )
-            for flip in page["data"]
-        )  # fmt: skip
-        print_list(page, columns, rows)
-
-    call.show(page, view)
-
-
-def _answer(answer: Json) -> str:
-    return f"{answer['label'] or ''} {answer['confidence']:.0%}".strip()
 
 
 def _keep(response: "httpx.Response", target: Path) -> tuple[int, str]:
@@ -192,7 +140,7 @@ def _facts(version: Json) -> None:
     print_table(("task", "score", "eval examples"), rows, right=("score", "eval examples"))
 
 
-def _of(model: str, *more: str | int) -> str:
+def path_of_version(model: str, *more: str | int) -> str:
     from service.cli.client import path
 
     return path("models", model, "versions", *more)

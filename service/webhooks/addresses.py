@@ -81,6 +81,12 @@ def parse_url(url: str) -> httpx.URL:
     return parsed
 
 
+def without_path(url: str) -> str:
+    """The address as those see it who may not call it: `https://hooks.example.com/…`."""
+    parsed = httpx.URL(url)
+    return f"{parsed.scheme}://{parsed.netloc.decode()}/…"
+
+
 def resolve(host: str, port: int) -> list[str]:
     """Returns the addresses of a host, in the order to try them. Raises `Refused` if one of them is off limits, `OSError`
     where the name has none."""

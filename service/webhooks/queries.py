@@ -9,6 +9,8 @@ from sqlalchemy.orm import Session
 from service.db import among
 from service.errors import NotFound
 from service.models import DeliveryState, Webhook, WebhookDelivery, WebhookSecret
+from service.security import Principal, Scope
+from service.webhooks.addresses import without_path
 from service.webhooks.schemas import WebhookRead
 
 
@@ -45,10 +47,15 @@ def deliveries_of(webhook: Webhook, *, state: DeliveryState | None) -> Select[We
     return statement if state is None else statement.where(WebhookDelivery.state == state)
 
 
-def describe_webhooks(session: Session, *, webhooks: Collection[Webhook]) -> list[WebhookRead]:
-    """Describes webhooks as the API shows them."""
+def describe_webhooks(
+    session: Session, *, webhooks: Collection[Webhook], principal: Principal
+) -> list[WebhookRead]:
+    """Describes webhooks as the API shows them to this key: their whole addresses to an `admin` alone."""
     overlaps = _overlaps(session, webhooks=[webhook.id for webhook in webhooks])
-    return [WebhookRead.of(webhook, overlap_ends=overlaps.get(webhook.id)) for webhook in webhooks]
+    described = [WebhookRead.of(webhook, overlap_ends=overlaps.get(webhook.id)) for webhook in webhooks]
+    if Scope.ADMIN in principal.scopes:
+        return described
+    return [webhook.model_copy(update={"url": without_path(webhook.url)}) for webhook in described]
 
 
 def _overlaps(session: Session, *, webhooks: Collection[str]) -> dict[str, datetime]:

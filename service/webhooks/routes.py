@@ -64,17 +64,19 @@ def create_webhook(
 
 
 @router.get("/webhooks", summary="List webhooks")
-def list_webhooks(_principal: Reader, session: SessionDep, page: PageDep) -> Page[WebhookRead]:
+def list_webhooks(principal: Reader, session: SessionDep, page: PageDep) -> Page[WebhookRead]:
     """Lists the tenant's webhooks without their secrets, oldest first."""
     rows, cursor = page.select(session, select(Webhook), key=Webhook.seq)
-    return Page[WebhookRead](**page_of(queries.describe_webhooks(session, webhooks=rows), cursor))
+    return Page[WebhookRead](
+        **page_of(queries.describe_webhooks(session, webhooks=rows, principal=principal), cursor)
+    )
 
 
 @router.get("/webhooks/{webhook}", summary="Read a webhook")
-def read_webhook(webhook: WebhookPath, _principal: Reader, session: SessionDep) -> WebhookRead:
+def read_webhook(webhook: WebhookPath, principal: Reader, session: SessionDep) -> WebhookRead:
     """Shows one webhook without its secret, and since when it fails."""
     row = queries.get_webhook(session, webhook=webhook)
-    return queries.describe_webhooks(session, webhooks=[row])[0]
+    return queries.describe_webhooks(session, webhooks=[row], principal=principal)[0]
 
 
 @router.patch("/webhooks/{webhook}", summary="Change a webhook")
@@ -86,7 +88,7 @@ def change_webhook(
 ) -> WebhookRead:
     """Changes address, events or description, or switches the webhook on or off. What is left out stays."""
     row = commands.change_webhook(session, webhook=webhook, change=body, actor=principal.actor)
-    return queries.describe_webhooks(session, webhooks=[row])[0]
+    return queries.describe_webhooks(session, webhooks=[row], principal=principal)[0]
 
 
 @router.delete("/webhooks/{webhook}", status_code=204, summary="Delete a webhook")

@@ -65,7 +65,9 @@ class WebhookRead(BaseModel):
     """A webhook, without its secret."""
 
     id: str
-    url: str
+    url: str = Field(
+        description="With its path only for keys with the scope `admin`: paths of webhooks often hold secrets"
+    )
     events: list[EventType] | None = Field(description="null: everything")
     description: str | None
     enabled: bool

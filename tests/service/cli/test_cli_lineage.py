@@ -63,6 +63,10 @@ def lineage(database_url: str, redis_url: str, api_port: int) -> Iterator[Lineag
             "version flips triage --kind negative --task one",
             "/models/triage/versions/2/flips?kind=negative&task=one",
         ),
+        (
+            "version flips triage --min-confidence 0.1 --min-flips 1 --sort flips",
+            "/models/triage/versions/2/flips?min_confidence=0.1&min_flips=1&sort=flips",
+        ),
         ("version flips triage 2 --against 0", "/models/triage/versions/2/flips?against=0&limit=100"),
         ("report show triage champion", "/models/triage/versions/2/report"),
         ("report matrix triage", "/models/triage/reports/forgetting"),
@@ -108,6 +112,25 @@ def test_flips_are_shown_with_both_answers(lineage: Lineage) -> None:
     assert "version 1" in shown.splitlines()[0]
     first = page["data"][0]
     assert f"{first['before']['label']} {first['before']['confidence']:.0%}" in shown
+
+
+@pytest.mark.parametrize("form", ["csv", "ndjson"])
+def test_flips_are_written_to_a_file_as_the_api_exports_them(
+    lineage: Lineage, tmp_path: Path, form: str
+) -> None:
+    file = tmp_path / f"flips.{form}"
+    result = lineage.palimpsest("version", "flips", "triage", "--kind", "negative", "-o", str(file))
+    assert result.code == 0
+    assert str(file) in result.out
+    exported = lineage.world.client.get(f"/v1/models/triage/versions/2/flips?kind=negative&format={form}")
+    assert file.read_bytes() == exported.content
+    assert len(file.read_text().splitlines()) > 1
+
+
+def test_flips_go_to_no_file_of_another_form(lineage: Lineage, tmp_path: Path) -> None:
+    result = lineage.palimpsest("version", "flips", "triage", "-o", str(tmp_path / "flips.xlsx"))
+    assert (result.code, list(tmp_path.iterdir())) == (1, [])
+    assert "must end in .csv or .ndjson" in result.err
 
 
 def test_the_matrix_holds_the_number_of_every_cell_and_marks_what_was_learnt(lineage: Lineage) -> None:

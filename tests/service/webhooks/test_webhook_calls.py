@@ -65,6 +65,16 @@ def test_a_repeated_rotation_rotates_once(hooks: Hooks) -> None:
     assert secrets_of(hooks) == [hook["secret"], first.json()["secret"]]
 
 
+def test_the_path_of_an_address_is_shown_to_admins_alone(hooks: Hooks) -> None:
+    hook = hooks.create()
+    reader = make_client("acme", "read")
+    scheme, _, host = hooks.receiver.url.split("/")[:3]
+    shown = f"{scheme}//{host}/…"
+    assert hooks.read(hook)["url"] == hooks.receiver.url != shown
+    assert reader.get(f"/v1/webhooks/{hook['id']}").json()["url"] == shown
+    assert [row["url"] for row in reader.get("/v1/webhooks").json()["data"]] == [shown]
+
+
 def test_a_tenant_has_no_more_webhooks_than_the_limit(hooks: Hooks, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = get_settings().model_copy(update={"max_webhooks_per_tenant": 2})
     monkeypatch.setattr(commands, "get_settings", lambda: settings)
