@@ -17,6 +17,7 @@ from service.erasures.routes import router as erasures
 from service.errors import Problem, install_error_handlers
 from service.examples.routes import router as examples
 from service.idempotency import IdempotentReplay, replay_response
+from service.imports.routes import router as imports
 from service.keys.routes import router as keys
 from service.metrics.http import RequestMetrics
 from service.metrics.routes import router as metrics
@@ -74,6 +75,7 @@ def create_app() -> FastAPI:
         tasks,
         examples,
         erasures,
+        imports,
         dials,
         storage,
         keys,

@@ -9,13 +9,16 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.errors import problem_response
 
 NDJSON = b"application/x-ndjson"
-INGEST = re.compile(r"/v1/models/[^/]+/tasks/[^/]+/examples/?")
+STREAMS = (
+    (re.compile(r"/v1/models/[^/]+/tasks/[^/]+/examples/?"), NDJSON),
+    (re.compile(r"/v1/models/[^/]+/versions:import/?"), b"application/x-tar"),
+)
 
 
 class BodyLimit:
     """ASGI middleware: a body over `max_bytes` is answered 413, an encoded one 415.
 
-    The one call that streams NDJSON has its own limit.
+    The calls that stream NDJSON or a tar have a limit of their own.
     """
 
     def __init__(self, app: ASGIApp, *, max_bytes: int) -> None:
@@ -66,10 +69,9 @@ async def _refuse_encoding(encoding: str, scope: Scope, receive: Receive, send: 
 
 
 def _streams(scope: Scope) -> bool:
-    return (
-        scope["method"] == "POST"
-        and INGEST.fullmatch(scope["path"]) is not None
-        and _header(scope, b"content-type").startswith(NDJSON)
+    return scope["method"] == "POST" and any(
+        path.fullmatch(scope["path"]) is not None and _header(scope, b"content-type").startswith(media_type)
+        for path, media_type in STREAMS
     )
 
 

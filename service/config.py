@@ -132,6 +132,11 @@ class Settings(BaseSettings):
         ge=0,
         description="bytes that content and metadata of a tenant's examples may take; default: any",
     )
+    max_waiting_import_bytes_per_tenant: int = Field(
+        default=4 * 1024 * 1024 * 1024,
+        ge=0,
+        description="bytes of a tenant's uploaded adapters that may wait to be imported",
+    )
     rate_limit_per_minute: int = Field(
         default=30_000, ge=0, description="requests of one key in any minute; 0 switches the limit off"
     )

@@ -30,6 +30,7 @@ from service.storage.retention import (
 )
 from service.tracing import configure_tracing
 from service.updates.leases import sweep_expired, work_is_waiting
+from service.updates.queries import UPLOAD_NEEDED
 from service.updates.states import FINISHED
 from service.webhooks.leases import delete_old_deliveries
 from workers.webhooks import deliver_forever
@@ -102,7 +103,7 @@ def _hints_waiting() -> int:
 
 
 def sweep_store() -> int:
-    """Deletes artifacts that no version refers to and that are older than an hour; returns how many.
+    """Deletes artifacts that neither a version nor a waiting import refers to and that are older than an hour; returns how many.
 
     Half-written ones of that age go too: a writer was killed.
     """
@@ -118,6 +119,7 @@ def sweep_store() -> int:
             for column in (Version.artifact_sha256, Version.state_sha256)
             for sha256 in session.scalars(select(column).where(among(column, old)))
         }
+        kept |= set(session.scalars(select(Update.parameters["sha256"].astext).where(UPLOAD_NEEDED)))
     deleted = 0
     for sha256 in set(old) - kept:
         # Looked at again: one that was stored anew in between is about to be referred to.

@@ -23,7 +23,7 @@ from service.evaluations.gate import GatePolicy, Verdict, decide, to_json, what_
 from service.examples.commands import hold_erasures
 from service.examples.queries import count_stored, fresh_rows
 from service.failpoints import reach
-from service.models import BLEND, Model, Update, UpdateState, Version, VersionTask
+from service.models import BLEND, IMPORT, Model, Update, UpdateState, Version, VersionTask
 from service.registry.commands import promote
 from service.registry.queries import get_champion, get_model, get_version
 from service.replay.commands import admit_examples
@@ -36,6 +36,7 @@ from workers.attempt_trace import attempt_span
 from workers.blends import prepare_blend
 from workers.child import Trainer
 from workers.failures import DATABASE_ERRORS, PASSING, described, is_away, refused
+from workers.imports import prepare_import
 from workers.lease import Lease, LeaseLost
 from workers.preparation import Plan, StateErased, TaskSlice, prepare_update, version_folder
 from workers.scoring import (
@@ -57,6 +58,7 @@ log = get_logger(__name__)
 STATEMENT_SECONDS_OF_RECORDING = 600  # admissions of a large task are one long statement
 # A champion that moves more often than this while one candidate is scored is left to another attempt.
 MAX_ROUNDS = 10
+PREPARATIONS = {BLEND: prepare_blend, IMPORT: prepare_import}  # of updates that train nothing
 
 
 class TrainedOnErased(Exception):
@@ -119,8 +121,7 @@ def _work(claim: Claim, lease: Lease, work: Path) -> bool:
 def _learn(claim: Claim, lease: Lease, work: Path) -> UpdateState:
     """A new update: train a candidate, then judge it."""
     try:
-        prepare = prepare_blend if claim.strategy == BLEND else prepare_update
-        plan = prepare(claim, work=work)
+        plan = PREPARATIONS.get(claim.strategy, prepare_update)(claim, work=work)
     except StateErased:
         raise TrainedOnErased from None
     reach("prepared")
@@ -355,6 +356,7 @@ def _provenance(plan: Plan, result: TrainResult) -> dict[str, Any]:
         "base_model": plan.request.base.name,
         "base_revision": plan.request.base.revision,
         "replay": plan.request.lineage["replay"],
+        **({"import": plan.request.lineage["import"]} if plan.update.strategy == IMPORT else {}),
     }
 
 

@@ -99,9 +99,11 @@ class Api:
         """DELETEs; the answer is empty where the API says no more than that it is done."""
         return self._call("DELETE", where, params=_given(query))
 
-    def stream(self, where: str, body: Body, *, media_type: str, **query: object) -> Json:
+    def stream(
+        self, where: str, body: Body, *, media_type: str, idempotency_key: str | None = None, **query: object
+    ) -> Json:
         """POSTs a body piece by piece; it is opened anew for every attempt, under one Idempotency-Key."""
-        headers = {"Content-Type": media_type, "Idempotency-Key": str(uuid.uuid4())}
+        headers = {"Content-Type": media_type, "Idempotency-Key": idempotency_key or str(uuid.uuid4())}
         return self._call(
             "POST", where, repeatable=True, stream=body, headers=headers, params=_given(query),
             timeout=httpx.Timeout(LOADING_SECONDS, connect=10.0),  # a long body is checked and loaded before it is answered

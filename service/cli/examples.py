@@ -57,7 +57,7 @@ def add_examples(
     from service.cli.client import path
 
     where = path("models", model, "tasks", task, "examples")
-    with _opened(file) as body, _progress(body) as sent:
+    with opened(file) as body, sending(body) as sent:
 
         def pieces() -> Iterator[bytes]:  # from the beginning for every attempt
             body.seek(0)
@@ -141,28 +141,29 @@ def content_text(content: Json) -> str:
 
 
 @contextmanager
-def _opened(file: Path) -> Iterator[BinaryIO]:
-    """The rows as a file that can be read again should an attempt fail, which a pipe could not."""
+def opened(file: Path) -> Iterator[BinaryIO]:
+    """What is to be sent as a file that can be read again should an attempt fail, which a pipe could not."""
     if str(file) == "-":
         with tempfile.TemporaryFile() as kept:
             shutil.copyfileobj(sys.stdin.buffer, kept)
             yield kept
         return
     try:
-        opened = file.open("rb")
+        source = file.open("rb")
     except OSError as error:
         raise CallFailed(f"{file} cannot be read: {error.strerror}") from None
-    with opened:
-        if opened.seekable():
-            yield opened
+    with source:
+        if source.seekable():
+            yield source
             return
         with tempfile.TemporaryFile() as kept:
-            shutil.copyfileobj(opened, kept)
+            shutil.copyfileobj(source, kept)
             yield kept
 
 
 @contextmanager
-def _progress(body: BinaryIO) -> Iterator[Callable[[int], None]]:
+def sending(body: BinaryIO) -> Iterator[Callable[[int], None]]:
+    """A bar that is told how much has been sent."""
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
     total = body.seek(0, 2)

@@ -10,7 +10,7 @@ from service.cli import (
     champions,
     erasures,
     examples,
-    flips,
+    imports,
     inventory,
     keys,
     login,
@@ -50,7 +50,7 @@ for group, panel in ((operating, OPERATING), (backups, OPERATING), (login, CALLI
     app.add_typer(group.app)
 for name, typers in (
     ("model", models.app), ("task", tasks.app), ("examples", examples.app), ("erasure", erasures.app), ("update", updates.app),
-    ("version", flips.app), ("report", reports.report), ("gate", reports.gate), (None, champions.app),
+    ("version", imports.app), ("report", reports.report), ("gate", reports.gate), (None, champions.app),
     (None, inventory.app), ("strategies", inventory.strategies), ("keys", keys.app),
     ("webhook", webhooks.app),
 ):  # fmt: skip

@@ -68,6 +68,16 @@ def has_fresh(session: Session, *, task_id: str, after_batch: int, up_to_batch: 
     return bool(session.scalar(select(exists().where(condition))))
 
 
+def learnable_ids(session: Session, *, task_ids: Sequence[str], cut: int) -> list[int]:
+    """Returns the ids of all train rows of these tasks that are visible at `cut`."""
+    return list(session.scalars(select(Example.id).where(_learnable(task_ids, cut)).order_by(Example.id)))
+
+
+def count_learnable(session: Session, *, task_ids: Sequence[str], cut: int) -> int:
+    """Returns how many train rows of these tasks are visible at `cut`."""
+    return session.scalar(select(func.count()).select_from(Example).where(_learnable(task_ids, cut))) or 0
+
+
 def eval_ids(session: Session, *, task_id: str, cut: int) -> list[int]:
     """Returns the ids of the task's eval rows visible at `cut`, ascending: an eval set in its stored order."""
     return list(session.scalars(select(Example.id).where(_eval(task_id, cut)).order_by(Example.id)))
@@ -195,6 +205,10 @@ def _fresh(*, task_id: str, after_batch: int, up_to_batch: int) -> ColumnElement
         Example.batch > after_batch,
         visible(up_to_batch),
     )
+
+
+def _learnable(task_ids: Sequence[str], cut: int) -> ColumnElement[bool]:
+    return and_(among(Example.task_id, task_ids), Example.split == "train", visible(cut))
 
 
 def _eval(task_id: str, cut: int) -> ColumnElement[bool]:

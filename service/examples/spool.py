@@ -19,6 +19,22 @@ WRITTEN_AT_ONCE = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
+class Expected:
+    """Which bodies a call takes in, and what it says of others."""
+
+    media_types: tuple[str, ...]
+    wanted: str
+    when_too_large: str
+
+
+EXAMPLES = Expected(
+    media_types=(NDJSON, JSON),
+    wanted=f'Send examples as {NDJSON}, one JSON object per line, or as {JSON}: {{"examples": [ … ]}}.',
+    when_too_large="Send it in several parts.",
+)
+
+
+@dataclass(frozen=True, slots=True)
 class SpooledBody:
     """A whole request body in an unnamed file, read from its start; `digest` is its SHA-256."""
 
@@ -29,22 +45,23 @@ class SpooledBody:
 
 @asynccontextmanager
 async def spooled_body(
-    request: Request, *, max_body_bytes: int, directory: Path | None
+    request: Request, *, max_body_bytes: int, directory: Path | None, expected: Expected = EXAMPLES
 ) -> AsyncIterator[SpooledBody]:
     """Takes the request's body in; the file is gone on leaving, and with the process.
 
     Raises `UnsupportedMediaType` before reading, `BodyTooLarge` as soon as the limit is passed, without reading
     on, and `Unavailable` when the disk is full or forbids it.
     """
-    media_type = _media_type(request)
-    _refuse_announced(request, max_body_bytes=max_body_bytes)
+    media_type = _media_type(request, expected)
+    too_large = _too_large(max_body_bytes, expected)
+    _refuse_announced(request, max_body_bytes=max_body_bytes, too_large=too_large)
     try:
         file = cast(BinaryIO, tempfile.TemporaryFile(dir=directory))  # noqa: SIM115  # closed below
     except OSError as error:
         raise _unwritable(error) from error
     try:
         try:
-            digest = await _receive(request, file, max_body_bytes=max_body_bytes)
+            digest = await _receive(request, file, max_body_bytes=max_body_bytes, too_large=too_large)
         except ClientDisconnect:
             raise BadRequest("The connection ended before the body did.", code="incomplete_body") from None
         except OSError as error:
@@ -54,7 +71,7 @@ async def spooled_body(
         file.close()
 
 
-def _media_type(request: Request) -> str:
+def _media_type(request: Request, expected: Expected) -> str:
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
     if encoding != "identity":
         raise UnsupportedMediaType(
@@ -62,26 +79,25 @@ def _media_type(request: Request) -> str:
             param="Content-Encoding",
         )
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type not in (NDJSON, JSON):
-        raise UnsupportedMediaType(
-            f"Send examples as {NDJSON}, one JSON object per line, or as {JSON}: {{\"examples\": [ … ]}}.",
-            param="Content-Type",
-        )  # fmt: skip
+    if media_type not in expected.media_types:
+        raise UnsupportedMediaType(expected.wanted, param="Content-Type")
     return media_type
 
 
-def _refuse_announced(request: Request, *, max_body_bytes: int) -> None:
+def _refuse_announced(request: Request, *, max_body_bytes: int, too_large: BodyTooLarge) -> None:
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and int(announced) > max_body_bytes:
-        raise _too_large(max_body_bytes)
+        raise too_large
 
 
-async def _receive(request: Request, file: BinaryIO, *, max_body_bytes: int) -> bytes:
+async def _receive(
+    request: Request, file: BinaryIO, *, max_body_bytes: int, too_large: BodyTooLarge
+) -> bytes:
     digest, size, pending = hashlib.sha256(), 0, bytearray()
     async for chunk in request.stream():
         size += len(chunk)
         if size > max_body_bytes:
-            raise _too_large(max_body_bytes)
+            raise too_large
         pending += chunk
         if len(pending) >= WRITTEN_AT_ONCE:
             await run_in_threadpool(_write, file, digest, bytes(pending))
@@ -96,9 +112,9 @@ def _write(file: BinaryIO, digest: "hashlib._Hash", data: bytes) -> None:
     file.write(data)
 
 
-def _too_large(max_body_bytes: int) -> BodyTooLarge:
+def _too_large(max_body_bytes: int, expected: Expected) -> BodyTooLarge:
     return BodyTooLarge(
-        f"The body is over the limit of {max_body_bytes} bytes; send it in several parts.",
+        f"The body is over the limit of {max_body_bytes} bytes. {expected.when_too_large}",
         headers={"Connection": "close"},
     )
 

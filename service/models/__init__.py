@@ -12,7 +12,7 @@ from service.models.replay import ReplayEntry
 from service.models.task import Task
 from service.models.tenant import ApiKey, Tenant
 from service.models.update import Update, UpdateEvent, UpdateState
-from service.models.version import BLEND, Alias, AliasMove, Version, VersionTask
+from service.models.version import BLEND, IMPORT, Alias, AliasMove, Version, VersionTask
 from service.models.webhook import (
     TEST_EVENT,
     DeliveryState,
@@ -24,6 +24,7 @@ from service.models.webhook import (
 
 __all__ = [
     "BLEND",
+    "IMPORT",
     "TEST_EVENT",
     "Alias",
     "AliasMove",

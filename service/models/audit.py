@@ -27,6 +27,9 @@ class AuditAction(StrEnum):
     CANDIDATE_APPROVED = "champion.approved"  # the model; versions, update, reason
     CHAMPION_ROLLED_BACK = "champion.rolled_back"  # the model; versions, reason
     ALIAS_MOVED = "alias.moved"  # the model; alias, versions, reason
+    ADAPTER_IMPORTED = (
+        "adapter.imported"  # the update; model, the tar's sha256 and size, tasks and rows it claims
+    )
     CANDIDATE_REJECTED = "update.rejected"  # the update; version, reason
     TASK_DELETED = "task.deleted"  # the task; its name and model
     EXAMPLE_DELETED = "example.deleted"  # the task; the internal ids of the deleted rows

@@ -12,6 +12,9 @@ from service.models.base import Base, OwnedByTenant, created_at
 BLEND = "blend"
 """The strategy of a version between another one, its parameter `of`, and that one's parent."""
 
+IMPORT = "import"
+"""What stands for the strategy of a version that was trained elsewhere; its parameter `sha256` names the uploaded tar."""
+
 
 class Version(OwnedByTenant, Base):
     """An immutable adapter with lineage. Number 0 is the untouched base and has no artifact.

@@ -39,7 +39,7 @@ def request_update(session: Session, *, model: str, request: UpdateCreate, princ
     parameters = check_strategy(request.strategy, model=row, devices=request.training.devices)
     _check_boost(row, request=request)
     tasks = get_tasks(session, model=row, names=list(dict.fromkeys(request.tasks)), hold=True)
-    parent = _parent(session, model=row, parent=request.parent)
+    parent = starting_version(session, model=row, parent=request.parent)
     cut = row.last_batch
     warnings = _check_data(session, model=row, tasks=tasks, parent=parent, cut=cut, request=request)
     update = Update(
@@ -99,7 +99,11 @@ def check_queue(session: Session, *, tenant: str) -> None:
         )  # fmt: skip
 
 
-def _parent(session: Session, *, model: Model, parent: str | int) -> Version:
+def starting_version(session: Session, *, model: Model, parent: str | int) -> Version:
+    """Returns the version to start from, the champion of now or that of a number.
+
+    Raises `Unprocessable` for one that does not exist and `Conflict` for one whose adapter was removed.
+    """
     if isinstance(parent, str):
         number = get_champion(session, model=model).version
     elif parent > model.last_version:

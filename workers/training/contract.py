@@ -101,7 +101,8 @@ class TrainRequest:
     buffer. For `causal-lm` there are no `labels`, and instead of text and label a row has `prompt` and `completion`,
     `messages` (`[{"role", "content"}]`) or `text`. `parent_state` is the folder of what the parent's strategy
     left, `None` to look in `parent`'s own `state`. `child` is, for `blend` alone, the folder of the version on the other
-    side of `parent`; there are no rows then. `output` is the folder to write, complete or not at all. `lineage` goes
+    side of `parent`; there are no rows then. `upload` is, for `import` alone, the folder of the adapter that was trained
+    elsewhere; `settings` has no more to say there than `max_length`. `output` is the folder to write, complete or not at all. `lineage` goes
     verbatim into `version.json`.
     """
 
@@ -118,6 +119,7 @@ class TrainRequest:
     parent: str | None = None
     parent_state: str | None = None
     child: str | None = None
+    upload: str | None = None
     replay: str = ""
     checkpoint_seconds: float = 20.0
     lineage: Mapping[str, Any] = field(default_factory=dict)

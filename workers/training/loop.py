@@ -30,6 +30,7 @@ from workers.training.contract import TrainingSettings, TrainRequest, TrainResul
 from workers.training.curve import LossCurve
 from workers.training.devices import device_name, peak_memory_bytes
 from workers.training.errors import Stopped
+from workers.training.importing import IMPORT, import_adapter
 from workers.training.preparation import prepare
 from workers.training.run import Run
 from workers.training.teams import Team, led
@@ -58,6 +59,8 @@ def train(request: TrainRequest, *, on_progress: OnProgress, should_stop: Should
         return train_best(request, on_progress=on_progress, should_stop=should_stop)
     if request.strategy == Blend.name:
         return blend(request, on_progress=on_progress, should_stop=should_stop)
+    if request.strategy == IMPORT:
+        return import_adapter(request, on_progress=on_progress, should_stop=should_stop)
     return train_one(request, on_progress=on_progress, should_stop=should_stop)
 
 

@@ -124,8 +124,17 @@ def read_version(
     if facts["task_type"] == "causal-lm":
         return Version(read_adapter(folder), None, (), facts, states)
     labels = _checked_labels(read_json(folder / "labels.json", code="bad_version"))
-    head = _checked_head(read_tensors(folder / "head.safetensors"), labels, float(facts["head"]["scale"]))
+    head = read_head(folder, labels, scale=float(facts["head"]["scale"]))
     return Version(read_adapter(folder), head, labels, facts, states)
+
+
+def read_head(folder: Path, labels: Sequence[str], *, scale: float = HEAD_SCALE) -> ClassificationHead:
+    """Read a folder's classification head.
+
+    Raises:
+        TrainingFailed: `bad_version` when it is missing, damaged, or has not a row for each label.
+    """
+    return _checked_head(read_tensors(folder / "head.safetensors"), labels, scale)
 
 
 def _checked_labels(value: Any) -> tuple[str, ...]:

@@ -1,0 +1,1 @@
+"""Imports: adapters that were trained elsewhere become versions, by updates that train nothing."""
