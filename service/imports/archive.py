@@ -119,7 +119,7 @@ def _check_extended(file: BinaryIO, size: int) -> None:
 
 def _file_name(header: tarfile.TarInfo) -> str:
     """Returns the name of an adapter's file, and nothing for the folder that holds them all."""
-    if header.type not in (*tarfile.REGULAR_TYPES, tarfile.DIRTYPE) or header.type == tarfile.GNUTYPE_SPARSE:
+    if header.type not in (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.DIRTYPE):
         kind = KINDS.get(header.type, "no plain file")
         raise refused(f"{shown(header.name)} in the tar is {kind}. {HOW}", code="unsafe_archive")
     name = header.name
