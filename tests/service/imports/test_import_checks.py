@@ -125,6 +125,7 @@ def test_a_hostile_or_broken_tar_is_refused_with_a_code(tar: bytes, code: str) -
         ({"config": config(r="8")}, "bad_adapter_config"),
         ({"config": config(r=True)}, "bad_adapter_config"),
         ({"config": config(rank_pattern={"query": 600})}, "rank_too_high"),
+        ({"config": config(rank_pattern={"query": 4.5})}, "rank_too_high"),
         ({"config": config(rank_pattern={"(a+)+$": 4})}, "bad_adapter_config"),
         ({"config": config(rank_pattern=[])}, "bad_adapter_config"),
         ({"config": config(lora_alpha=-1)}, "bad_adapter_config"),

@@ -29,9 +29,13 @@ BODIES: dict[str, object] = {
     "POST /v1/models/{model}/updates": {"tasks": ["one"]},
     "PATCH /v1/webhooks/{webhook}": {"enabled": False},
     "POST /v1/models/{model}/versions/{version}/blend": {"beta": 0.5},
+    "POST /v1/models/{model}/versions:import": {},  # which is no tar: whose model it is comes first
     "POST /v1/models/{model}/tasks/{task}/examples": {"examples": [{"text": "planted", "label": "math"}]},
 }
-QUERIES = {"DELETE /v1/models/{model}/examples": {"subject": "jane"}}
+QUERIES = {
+    "DELETE /v1/models/{model}/examples": {"subject": "jane"},
+    "POST /v1/models/{model}/versions:import": {"tasks": "one"},
+}
 # Calls that name nothing of a tenant, and what another tenant's key is answered; lists must be its own.
 WITHOUT_IDS = {
     "GET /v1/models": 200,

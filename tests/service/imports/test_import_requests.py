@@ -1,0 +1,188 @@
+"""Requests for imports over HTTP: who may, what is refused before a worker is troubled, and what is stored."""
+
+from typing import Any
+
+import httpx
+import pytest
+from fastapi.testclient import TestClient
+from sqlalchemy import select
+
+from service.artifacts import get_store
+from service.body_limit import BodyLimit
+from service.config import get_settings
+from service.db import session_scope
+from service.imports import commands
+from service.models import Update, Version
+from tests.scenes import World, make_client
+from tests.service.imports.uploads import entry, files, tar_of
+
+TAR = {"Content-Type": "application/x-tar"}
+WHERE = "/v1/models/triage/versions:import"
+
+
+@pytest.fixture
+def scene(world: World) -> World:
+    """A model with a task that has eval rows."""
+    world.model()
+    world.task("one", train=2, held=2)
+    return world
+
+
+def send(
+    world: World, tar: bytes | None = None, *, headers: dict[str, str] | None = None, **query: Any
+) -> httpx.Response:
+    asked = {"tasks": ["one"], **query}
+    body = tar_of(files()) if tar is None else tar
+    return world.client.post(WHERE, params=asked, content=body, headers={**TAR, **(headers or {})})  # fmt: skip
+
+
+def refused(world: World, tar: bytes | None = None, **query: Any) -> tuple[int, str]:
+    return world.problem(send(world, tar, **query))
+
+
+def test_a_request_is_queued_as_an_update_that_says_all_about_the_upload(scene: World) -> None:
+    answer = send(scene, metadata='{"ticket": 7}', promotion="manual")
+    assert answer.status_code == 202
+    update = scene.ok(answer)
+    assert answer.headers["Location"] == f"/v1/updates/{update['id']}"
+    assert scene.update(update["id"]) == update
+    assert (update["status"], update["parent"], update["promotion"]) == ("queued", 0, "manual")
+    assert (update["tasks"], update["metadata"]) == (["one"], {"ticket": 7})
+    parameters = update["strategy"]["parameters"]
+    assert (parameters["rows"], parameters["claimed_rows"]) == ("learnt", 4)
+    assert get_store().holds(parameters["sha256"])
+    entry = scene.get("/audit")["data"][0]
+    assert (entry["action"], entry["target"]) == ("adapter.imported", update["id"])
+    assert entry["data"]["sha256"] == parameters["sha256"]
+
+
+def test_it_warns_of_labels_that_nothing_measures_and_of_those_it_lacks(scene: World) -> None:
+    warnings = " ".join(scene.ok(send(scene, tar_of(files(labels=b'["math", "poems"]'))))["warnings"])
+    assert "task 'one': the adapter has no label 'os'" in warnings
+    assert "'poems'" in warnings
+
+
+@pytest.mark.parametrize(
+    ("query", "answer"),
+    [
+        ({"tasks": []}, (422, "validation_error")),
+        ({"tasks": ["nosuch"]}, (404, "task_not_found")),
+        ({"tasks": ["empty"]}, (422, "no_eval_data")),
+        ({"parent": 7}, (422, "parent_not_found")),
+        ({"parent": "elder"}, (422, "validation_error")),
+        ({"rows": "some"}, (422, "validation_error")),
+        ({"promotion": "never"}, (422, "validation_error")),
+        ({"max_length": 1}, (422, "validation_error")),
+        ({"metadata": "{"}, (422, "validation_error")),
+        ({"metadata": "[]"}, (422, "validation_error")),
+        ({"metadata": '{"a": "\\u0000"}'}, (422, "validation_error")),
+    ],
+)
+def test_what_cannot_be_is_refused_before_the_tar_is_looked_at(
+    scene: World, query: dict[str, Any], answer: tuple[int, str]
+) -> None:
+    scene.ok(scene.client.put("/v1/models/triage/tasks/empty"))
+    assert refused(scene, b"no tar", **query) == answer
+
+
+def test_a_tar_that_cannot_become_a_version_is_refused_and_leaves_nothing(scene: World) -> None:
+    assert refused(scene, tar_of(files(), entry("evil.py"))) == (422, "unexpected_file")
+    assert refused(scene, b"") == (422, "bad_archive")
+    with session_scope(tenant="acme") as session:
+        assert session.scalars(select(Update)).all() == []
+
+
+def test_another_kind_of_body_is_415_and_a_compressed_one_too(scene: World) -> None:
+    assert scene.problem(send(scene, headers={"Content-Type": "application/gzip"}))[0] == 415
+    assert scene.problem(send(scene, headers={"Content-Encoding": "gzip"}))[0] == 415
+
+
+def test_a_body_over_the_limit_is_413_and_one_over_that_of_json_is_not(
+    scene: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tar = tar_of(files())
+    small = get_settings().model_copy(update={"max_body_bytes": len(tar) - 1})
+    monkeypatch.setattr("service.imports.routes.get_settings", lambda: small)
+    assert refused(scene) == (413, "body_too_large")
+    monkeypatch.undo()
+    scene.client.app = BodyLimit(scene.client.app, max_bytes=100)
+    assert send(scene).status_code == 202
+
+
+def test_a_tenant_may_have_so_many_bytes_waiting(scene: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    tar = tar_of(files())
+    small = get_settings().model_copy(update={"max_waiting_import_bytes_per_tenant": 2 * len(tar)})
+    monkeypatch.setattr(commands, "get_settings", lambda: small)
+    first = scene.ok(send(scene))
+    scene.ok(send(scene))
+    assert refused(scene) == (413, "too_many_waiting_imports")
+    scene.ok(scene.client.post(f"/v1/updates/{first['id']}/cancel"))
+    assert send(scene).status_code == 202
+
+
+def test_the_same_key_and_tar_ask_for_one_import_only(scene: World) -> None:
+    key = {"Idempotency-Key": "once"}
+    first = send(scene, headers=key)
+    again = send(scene, headers=key)
+    assert again.headers["Idempotent-Replayed"] == "true"
+    assert again.json() == first.json()
+    other = send(scene, tar_of(files(), entry("README.md")), headers=key)
+    assert scene.problem(other) == (422, "idempotency_key_reused")
+    assert scene.problem(send(scene, headers=key, promotion="manual")) == (422, "idempotency_key_reused")
+    assert len(scene.get("/models/triage/updates")["data"]) == 1
+
+
+def test_it_needs_the_scope_train_and_to_promote_always_the_scope_deploy(scene: World) -> None:
+    for scopes, query, status in (
+        (("read", "ingest"), {}, 403),
+        (("read", "train"), {"promotion": "always"}, 403),
+        (("read", "train"), {}, 202),
+    ):
+        assert send(World(make_client("acme", *scopes)), **query).status_code == status
+
+
+def test_an_archived_model_takes_no_import(scene: World) -> None:
+    scene.client.delete("/v1/models/triage")
+    assert refused(scene) == (409, "model_archived")
+
+
+def test_a_child_of_a_version_keeps_its_labels_in_their_order(scene: World) -> None:
+    with session_scope(tenant="acme") as session:
+        base = session.scalars(select(Version)).one()
+        made = {
+            name: getattr(base, name) for name in ("tenant_id", "model_id", "cut", "parameters", "training")
+        }
+        session.add(
+            Version(**made, number=1, parent=0, lineage=[0, 1], labels=["os", "math"], statistics={}, provenance={},
+                    artifact_sha256="0" * 64, artifact_bytes=1)
+        )  # fmt: skip
+    with session_scope(tenant="acme") as session:
+        from service.models import Model
+
+        session.scalars(select(Model)).one().last_version = 1
+    assert refused(scene, parent=1) == (422, "labels_differ")
+    fitting = tar_of(files(labels=b'["os", "math"]'))
+    assert scene.ok(send(scene, fitting, parent=1))["parent"] == 1
+    assert send(scene, parent=0).status_code == 202
+
+
+def test_what_the_upload_weighs_on_disk_is_one_file_however_often_it_is_sent(scene: World) -> None:
+    hashes = {scene.ok(send(scene))["strategy"]["parameters"]["sha256"] for _ in range(2)}
+    assert len(hashes) == 1
+    with get_store().open_verified(hashes.pop()) as stored:
+        assert stored.read() == tar_of(files())
+
+
+def test_a_backup_holds_what_waits_to_be_imported(scene: World, database: str) -> None:
+    from service.backup import REFERRED_TO
+    from service.db import engine_for
+
+    sha256 = scene.ok(send(scene))["strategy"]["parameters"]["sha256"]
+    with engine_for(database).begin() as connection:
+        connection.exec_driver_sql("SET LOCAL ROLE palimpsest_owner")
+        assert [row[0] for row in connection.exec_driver_sql(REFERRED_TO)] == [sha256]
+
+
+def test_another_tenant_does_not_find_the_model(scene: World, other_client: TestClient) -> None:
+    stranger = World(other_client)
+    assert stranger.problem(send(stranger)) == (404, "model_not_found")
