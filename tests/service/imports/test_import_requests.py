@@ -8,11 +8,12 @@ from fastapi.testclient import TestClient
 from sqlalchemy import select
 
 from service.artifacts import get_store
+from service.backup import REFERRED_TO
 from service.body_limit import BodyLimit
 from service.config import get_settings
-from service.db import session_scope
+from service.db import engine_for, session_scope
 from service.imports import commands
-from service.models import Update, Version
+from service.models import Model, Update, Version
 from tests.scenes import World, make_client
 from tests.service.imports.uploads import entry, files, tar_of
 
@@ -105,8 +106,12 @@ def test_a_body_over_the_limit_is_413_and_one_over_that_of_json_is_not(
     monkeypatch.setattr("service.imports.routes.get_settings", lambda: small)
     assert refused(scene) == (413, "body_too_large")
     monkeypatch.undo()
-    scene.client.app = BodyLimit(scene.client.app, max_bytes=100)
-    assert send(scene).status_code == 202
+    tight = TestClient(BodyLimit(scene.client.app, max_bytes=100), headers=scene.client.headers)
+    assert send(World(tight)).status_code == 202
+    as_json = tight.post(
+        WHERE, params={"tasks": ["one"]}, content=tar, headers={"Content-Type": "application/json"}
+    )
+    assert as_json.status_code == 415
 
 
 def test_a_tenant_may_have_so_many_bytes_waiting(scene: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,8 +162,6 @@ def test_a_child_of_a_version_keeps_its_labels_in_their_order(scene: World) -> N
                     artifact_sha256="0" * 64, artifact_bytes=1)
         )  # fmt: skip
     with session_scope(tenant="acme") as session:
-        from service.models import Model
-
         session.scalars(select(Model)).one().last_version = 1
     assert refused(scene, parent=1) == (422, "labels_differ")
     fitting = tar_of(files(labels=b'["os", "math"]'))
@@ -174,9 +177,6 @@ def test_what_the_upload_weighs_on_disk_is_one_file_however_often_it_is_sent(sce
 
 
 def test_a_backup_holds_what_waits_to_be_imported(scene: World, database: str) -> None:
-    from service.backup import REFERRED_TO
-    from service.db import engine_for
-
     sha256 = scene.ok(send(scene))["strategy"]["parameters"]["sha256"]
     with engine_for(database).begin() as connection:
         connection.exec_driver_sql("SET LOCAL ROLE palimpsest_owner")
