@@ -13,11 +13,16 @@ from hypothesis.errors import Unsatisfiable
 from schemathesis import GenerationMode
 from schemathesis.specs.openapi.checks import negative_data_rejection, positive_data_acceptance
 
+from service.imports.schemas import TAR
 from tests.scenes import World
+from tests.service.imports.uploads import files, tar_of
 
 GENTLY = settings(
     max_examples=15, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck)
 )
+# What an import takes: it is sent as bytes are, and is now and then sound.
+schemathesis.serializer.alias(TAR, "application/octet-stream")
+schemathesis.openapi.media_type(TAR, st.sampled_from([tar_of(files()), tar_of({}), b"no tar"]))
 DOCUMENT = Path(__file__).parents[2] / "docs" / "openapi.json"
 
 
@@ -111,6 +116,8 @@ def fuzz(operation: schemathesis.schemas.APIOperation, key: str, there: dict[str
             case.path_parameters |= {
                 name: there[name][which % len(there[name])] for name in case.path_parameters
             }
+            if "tasks" in (case.query or {}):
+                case.query["tasks"] = there["task"]
         call(case)
 
     @GENTLY
