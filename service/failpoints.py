@@ -20,6 +20,7 @@ POINTS = frozenset(
         "prepared",  # rows and parent lie in the work folder
         "checkpoint_written",  # the child has said so
         "trained",  # the child has answered, nothing is stored
+        "repeat_recorded",  # of an update with repeats: one more seed's scores are committed
         "artifact_partial",  # written beside its place, not yet renamed
         "artifact_stored",  # renamed; no row refers to it
         "before_evaluating",  # the state is written, not committed

@@ -14,8 +14,16 @@ from service.models import BLEND, Model, Task, Update, Version, VersionTask
 from service.registry.queries import get_version, require_artifact
 from service.tracing import traced
 from service.updates.leases import Claim
-from workers.preparation import Plan, TaskSlice, adapter_settings, base_folder, settle_parent, version_folder
-from workers.training.contract import TrainingSettings, TrainRequest
+from workers.preparation import (
+    Plan,
+    TaskSlice,
+    adapter_settings,
+    base_folder,
+    settle_parent,
+    training_settings,
+    version_folder,
+)
+from workers.training.contract import TrainRequest
 
 
 @traced("prepare")
@@ -90,7 +98,7 @@ def blend_request(
         adapter=adapter_settings(model),
         strategy=BLEND,
         parameters=dict(parameters),
-        settings=replace(TrainingSettings(**child.training), devices=1),  # a sum, whatever the training took
+        settings=replace(training_settings(child.training), devices=1),  # a sum, whatever the training took
         parent=str(version_folder(parent, work=work)) if parent.artifact_sha256 else None,
         child=str(version_folder(child, work=work)),
         labels=tuple(child.labels),

@@ -39,6 +39,7 @@ from workers.failures import DATABASE_ERRORS, PASSING, described, is_away, refus
 from workers.imports import prepare_import
 from workers.lease import Lease, LeaseLost
 from workers.preparation import Plan, StateErased, TaskSlice, prepare_update, version_folder
+from workers.repeats import Course, measure_repeats, repeats_of
 from workers.scoring import (
     Candidate,
     Key,
@@ -75,6 +76,7 @@ class Trained:
     bytes: int
     state: tuple[str, int] | None  # hash and size of what the strategy left for the next update
     provenance: dict[str, Any]
+    repeats: dict[str, Any] | None = None  # what is told of the further seeds
 
 
 def run_update(claim: Claim, *, stopping: threading.Event) -> None:
@@ -125,12 +127,19 @@ def _learn(claim: Claim, lease: Lease, work: Path) -> UpdateState:
     except StateErased:
         raise TrainedOnErased from None
     reach("prepared")
+    folder, course = Path(plan.request.output), Course(repeats_of(plan.update))
+    taught = frozenset(piece.task_id for piece in plan.slices)
+    candidate = Candidate(number=None, folder=folder, parent=plan.parent, taught=taught)
     with Trainer(_limits()) as trainer:
         with span("train", attributes={"palimpsest.strategy": plan.update.strategy}):
-            result = trainer.train(plan.request, on_progress=lease.report, watch=lease.watch)
+            result = trainer.train(
+                plan.request, on_progress=lambda now: lease.report(course.overall(now)), watch=lease.watch
+            )
         reach("trained")
         lease.check()
-        folder = Path(plan.request.output)
+        repeats = measure_repeats(
+            claim, plan=plan, result=result, candidate=candidate, lease=lease, work=work, trainer=trainer, course=course
+        )  # fmt: skip
         with span("store"):
             state = _put_state(folder, work)
             sha256, size = get_store().put_folder(folder)
@@ -148,9 +157,8 @@ def _learn(claim: Claim, lease: Lease, work: Path) -> UpdateState:
             bytes=size,
             state=state,
             provenance=_provenance(plan, result),
+            repeats=repeats,
         )
-        taught = frozenset(piece.task_id for piece in plan.slices)
-        candidate = Candidate(number=None, folder=folder, parent=plan.parent, taught=taught)
         return _judge(
             claim, lease, work, trainer=trainer, model=plan.model, candidate=candidate, trained=trained
         )
@@ -318,6 +326,8 @@ def _insert_version(session: Session, *, model: Model, trained: Trained, evaluat
     statistics = {
         key: value for key, value in asdict(trained.result).items() if key not in ("labels", "packages")
     } | {"evaluation_seconds": evaluation_seconds}
+    if trained.repeats is not None:
+        statistics["repeats"] = trained.repeats
     session.add(
         Version(
             tenant_id=model.tenant_id, model_id=model.id, number=number, parent=plan.parent.number,

@@ -3,7 +3,7 @@
 import importlib.util
 import json
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -211,7 +211,7 @@ def _train_request(
         adapter=adapter_settings(model),
         strategy=update.strategy,
         parameters=update.parameters,
-        settings=TrainingSettings(**update.training),
+        settings=training_settings(update.training),
         parent=str(version_folder(parent, work=work)) if parent.artifact_sha256 else None,
         parent_state=str(state_folder(parent, work=work)) if parent.artifact_sha256 else None,
         labels=(*known, *sorted(labels - set(known))),
@@ -231,6 +231,11 @@ def _train_request(
             "replay": replay,
         },
     )
+
+
+def training_settings(training: Mapping[str, Any]) -> TrainingSettings:
+    """Returns how one training goes, as the training child takes it: of the others that an update repeats it knows nothing."""
+    return TrainingSettings(**{name: value for name, value in training.items() if name != "repeats"})
 
 
 def adapter_settings(model: Model) -> AdapterSettings:

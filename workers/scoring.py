@@ -139,13 +139,20 @@ def score_round(
             if key in made_before:
                 round_.made[key] = made_before[key]
             elif not _stored(model, version=version, eval_set=task.eval_set):
-                request = contract.EvaluateRequest(
-                    task_type=model.task_type, base=base_folder(model.base_model), version=str(folder) if folder else None,
-                    rows=str(task.rows), batch_size=batch_size,
-                )  # fmt: skip
+                request = evaluation_of(folder, model=model, task=task, batch_size=batch_size)
                 answer = evaluator.evaluate(request, on_progress=lease.report, watch=lease.watch)
                 round_.made[key] = Measured(as_outcomes(answer), answer.measures)
                 round_.seconds += answer.seconds
+
+
+def evaluation_of(
+    folder: Path | None, *, model: Model, task: EvalTask, batch_size: int
+) -> contract.EvaluateRequest:
+    """Returns what the child needs to score a version's folder, or the untouched base, on a task's eval set."""
+    return contract.EvaluateRequest(
+        task_type=model.task_type, base=base_folder(model.base_model), version=str(folder) if folder else None,
+        rows=str(task.rows), batch_size=batch_size,
+    )  # fmt: skip
 
 
 def _contestants(

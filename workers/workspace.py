@@ -14,7 +14,10 @@ from pathlib import Path
 from service.config import get_settings
 from service.updates.leases import Claim
 
-CHECKPOINTS = "checkpoints-of-{parent}"  # of an attempt that starts from that version
+CHECKPOINTS = (
+    "checkpoints-of-{parent}"  # of an attempt that starts from that version; a further seed's name goes on
+)
+HANDED_ON = ("step-?????????", "trials.json")
 
 
 def work_root() -> Path:
@@ -36,11 +39,8 @@ def open_workspace(claim: Claim) -> Path:
     work = workspace_of(claim)
     earlier = [folder for folder in _attempts(work.parent) if int(folder.name) < claim.fence]
     work.mkdir(mode=0o700, parents=True, exist_ok=True)
-    left = (
-        list(folder.glob(CHECKPOINTS.format(parent="*") + "/step-?????????")) for folder in reversed(earlier)
-    )
-    for checkpoint in next(filter(None, left), []):
-        _take_over(checkpoint, work / checkpoint.parent.name / checkpoint.name)
+    for left in next(filter(None, map(_handed_on, reversed(earlier))), []):
+        _take_over(left, work / left.parent.name / left.name)
     for folder in earlier:
         shutil.rmtree(folder, ignore_errors=True)
     return work
@@ -66,9 +66,19 @@ def _attempts(update: Path) -> list[Path]:
     return sorted(folders, key=lambda folder: int(folder.name))
 
 
-def _take_over(checkpoint: Path, target: Path) -> None:
+def _handed_on(attempt: Path) -> list[Path]:
+    """What an attempt leaves to the next one: checkpoints, and the trials that a search has finished."""
+    folders = attempt.glob(CHECKPOINTS.format(parent="*"))
+    return [left for folder in folders for pattern in HANDED_ON for left in folder.glob(pattern)]
+
+
+def _take_over(left: Path, target: Path) -> None:
     try:
-        shutil.copytree(checkpoint, target, copy_function=_link)
+        if left.is_dir():
+            shutil.copytree(left, target, copy_function=_link)
+        else:
+            target.parent.mkdir(exist_ok=True)
+            _link(str(left), str(target))
     except OSError:  # its holder, not dead after all, has just replaced it by a later one
         shutil.rmtree(target, ignore_errors=True)
 

@@ -64,6 +64,15 @@ def submit_update(
         typer.Option(help="The verdict, a person, or nobody decides.", show_default="gate"),
     ] = None,
     relearn: Annotated[bool, typer.Option("--relearn", help="Take rows again that were learnt.")] = False,
+    repeats: Annotated[
+        int | None,
+        typer.Option(
+            help="Trainings with other seeds, to measure the noise; as long again each.",
+            min=1,
+            max=10,
+            show_default="1",
+        ),
+    ] = None,
     assignments: Assignments = None,
     idempotency_key: Annotated[
         str | None,
@@ -83,7 +92,9 @@ def submit_update(
 
     named = {"strategy": strategy and {"name": strategy}, "parent": _parent(parent), "promotion": promotion}
     body: Json = {"tasks": tasks, **{name: value for name, value in named.items() if value is not None}}
-    body = assigned({**body, "relearn": True} if relearn else body, assignments)
+    body |= {"relearn": True} if relearn else {}
+    body |= {"training": {"repeats": repeats}} if repeats is not None else {}
+    body = assigned(body, assignments)
     update = call.api.create(path("models", model, "updates"), body, idempotency_key=idempotency_key)
     follow(call, update, wait=wait, patience_seconds=patience)
 
@@ -190,7 +201,7 @@ def facts(update: Json) -> None:
         ("parameters", update["strategy"]["parameters"]),
         ("parent", update["parent_version"] if update["parent_version"] is not None else update["parent"]),
         ("version", update["version"]),
-        ("progress", progress and f"{progress['phase']}, step {progress['step']} of {progress['total_steps']}"),
+        ("progress", progress and _progress(progress)),
         ("attempt", f"{update['attempt']} of {update['max_attempts']}"),
         ("error", error and f"{error['message']} [{error['code']}]"),
         ("promotion", update["promotion"]),
@@ -205,6 +216,13 @@ def facts(update: Json) -> None:
     if update["verdict"]:
         print_gap()
         print_table(("gate", "task", "because"), reasons(update["verdict"]))
+
+
+def _progress(progress: Json) -> str:
+    which = (
+        f", training {progress['repeat']} of {progress['repeats']}" if progress.get("repeats", 1) > 1 else ""
+    )
+    return f"{progress['phase']}{which}, step {progress['step']} of {progress['total_steps']}"
 
 
 def _parent(text: str | None) -> str | int | None:

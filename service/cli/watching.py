@@ -40,6 +40,8 @@ def standing(update: Json) -> Standing:
     if now["eta_seconds"] is not None:
         minutes, seconds = divmod(round(now["eta_seconds"]), 60)
         notes.append(f"{minutes}:{seconds:02d} left")
+    if now.get("repeats", 1) > 1:
+        notes.append(f"training {now['repeat']} of {now['repeats']}")
     if update["attempt"] > 1:
         notes.append(f"attempt {update['attempt']}")
     return Standing(now["phase"], now["step"], now["total_steps"] or None, ", ".join(notes))

@@ -150,6 +150,18 @@ def pair(a: Outcomes, b: Outcomes) -> Paired:
     )
 
 
+def on_examples(outcomes: Outcomes, ids: Ids) -> Outcomes:
+    """Returns the outcomes on those of these examples that they cover, in their own order."""
+    at = np.isin(outcomes.example_ids, ids)
+    return Outcomes(
+        example_ids=outcomes.example_ids[at],
+        correct=outcomes.correct[at],
+        predicted=outcomes.predicted[at],
+        confidence=outcomes.confidence[at],
+        graded=None if outcomes.graded is None else outcomes.graded[at],
+    )
+
+
 def flips(paired: Paired) -> tuple[Ids, Ids]:
     """Returns the example ids that turned wrong and those that turned right, each in rising order.
 

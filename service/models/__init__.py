@@ -4,7 +4,7 @@ from service.models.audit import AuditAction, AuditEntry
 from service.models.base import Base, new_id
 from service.models.dial import Dial, DialScore, DialState
 from service.models.erasure import Erasure
-from service.models.evaluation import EvalSet, Score
+from service.models.evaluation import EvalSet, RepeatScore, Score
 from service.models.example import Example
 from service.models.idempotency import IdempotencyKey
 from service.models.model import Model
@@ -42,6 +42,7 @@ __all__ = [
     "Example",
     "IdempotencyKey",
     "Model",
+    "RepeatScore",
     "ReplayEntry",
     "Score",
     "Task",

@@ -61,3 +61,33 @@ class Score(OwnedByTenant, Base):
     graded: Mapped[bytes | None]
     measures: Mapped[dict[str, Any]] = mapped_column(server_default="{}")
     created_at: Mapped[datetime] = created_at()
+
+
+class RepeatScore(OwnedByTenant, Base):
+    """What a further seed of an update answered on one eval set, as in `Score`; its adapter is thrown away.
+
+    `basis` is a hash of what it was trained on and from: an attempt that trains on something else measures anew.
+    """
+
+    __tablename__ = "repeat_scores"
+    __table_args__ = (
+        ForeignKeyConstraint(
+            ["tenant_id", "update_id"], ["updates.tenant_id", "updates.id"], ondelete="CASCADE"
+        ),
+        ForeignKeyConstraint(
+            ["tenant_id", "eval_set_id"], ["eval_sets.tenant_id", "eval_sets.id"], ondelete="CASCADE"
+        ),
+    )
+
+    update_id: Mapped[str] = mapped_column(primary_key=True)
+    seed: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    eval_set_id: Mapped[str] = mapped_column(primary_key=True)
+    task_id: Mapped[str]
+    basis: Mapped[str]
+    size: Mapped[int]
+    score: Mapped[float]
+    correct: Mapped[bytes]
+    predicted: Mapped[bytes]
+    confidence: Mapped[bytes]
+    graded: Mapped[bytes | None]
+    created_at: Mapped[datetime] = created_at()

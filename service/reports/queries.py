@@ -12,12 +12,14 @@ from service.errors import NotFound
 from service.evaluations.gate import Role, Verdict, from_json
 from service.evaluations.metrics import LearntAt, Matrix, best_earlier_score, summarise
 from service.evaluations.outcomes import Outcomes, Paired, flips, graded_interval, mean_score, pair
-from service.evaluations.queries import load_outcomes, score_matrix, stored_scores
+from service.evaluations.queries import Pair, load_outcomes, score_matrix, stored_scores
+from service.evaluations.repeats import load_repeats
 from service.examples.queries import public_id
 from service.models import Example, Model, Task, Update, Version, VersionTask
 from service.registry.queries import get_champion, get_model, get_version
 from service.reports.answers import Answers, named_tasks
 from service.reports.forgetting import PairedOutcome, TaskEvidence, forgetting_report, update_report
+from service.reports.noise import TaskAnswers, UpdateNoise, update_noise
 from service.reports.schemas import ForgettingReport, Outcome, UpdateReport
 
 
@@ -97,15 +99,20 @@ def version_report(session: Session, *, model: str, version: int) -> UpdateRepor
         )
     lineage = read_lineage(session, model=row, version=found)
     update = session.scalar(select(Update).where(Update.id == found.update_id))
+    outcomes = load_outcomes(
+        session, model=row, versions={version, found.parent}, task_ids=[task.id for task in lineage.tasks]
+    )
+    evidence = _evidence(session, model=row, version=found, lineage=lineage, outcomes=outcomes)
     document = update_report(
-        model=row.name, version=version, parent=found.parent, strategy=found.strategy,
-        tasks=_evidence(session, model=row, version=found, lineage=lineage),
+        model=row.name, version=version, parent=found.parent, strategy=found.strategy, tasks=evidence,
         lineage=summarise(lineage.matrix, lineage.learnt_at, logarithmic=row.is_graded), verdict=_verdict(update),
         confidence=float(row.gate["confidence"]),
     )  # fmt: skip
+    noise = _noise(session, model=row, version=found, lineage=lineage, evidence=evidence, outcomes=outcomes)
     return UpdateReport.model_validate(
         {
             **document,
+            **(noise.added_to(document["tasks"]) if noise else {}),
             "compared_with": update.compared_with if update else None,
             "trained": found.statistics,
             "created_at": found.created_at,
@@ -119,12 +126,34 @@ def _verdict(update: Update | None) -> Verdict | None:
     return from_json(update.verdict)  # type: ignore[arg-type]  # to_json wrote it
 
 
-def _evidence(session: Session, *, model: Model, version: Version, lineage: Lineage) -> list[TaskEvidence]:
+def _noise(
+    session: Session, *, model: Model, version: Version, lineage: Lineage, evidence: Sequence[TaskEvidence],
+    outcomes: Mapping[Pair, Outcomes],
+) -> UpdateNoise | None:  # fmt: skip
+    """What other seeds of the update gave; None where there were to be none."""
+    if version.training.get("repeats", 1) == 1:
+        return None
+    seeds = load_repeats(session, update_id=version.update_id)
+    answers = [
+        TaskAnswers(
+            own=outcomes.get((version.number, task.id)),
+            parent=outcomes.get((version.parent or 0, task.id)),
+            seeds={seed: tasks[task.id] for seed, tasks in seeds.items() if task.id in tasks},
+        )
+        for task in lineage.tasks
+    ]
+    return update_noise(
+        seed=version.training["seed"], others=sorted(seeds), evidence=evidence, answers=answers, matrix=lineage.matrix,
+        learnt_at=lineage.learnt_at, confidence=float(model.gate["confidence"]), logarithmic=model.is_graded,
+        told=version.statistics.get("repeats") or {},
+    )  # fmt: skip
+
+
+def _evidence(
+    session: Session, *, model: Model, version: Version, lineage: Lineage, outcomes: Mapping[Pair, Outcomes]
+) -> list[TaskEvidence]:
     parent = version.parent or 0
     taught = taught_by(session, model=model, version=version)
-    outcomes = load_outcomes(
-        session, model=model, versions={version.number, parent}, task_ids=[task.id for task in lineage.tasks]
-    )
     evidence = []
     for column, task in enumerate(lineage.tasks):
         ours, theirs = outcomes.get((version.number, task.id)), outcomes.get((parent, task.id))

@@ -17,6 +17,47 @@ class FlipCounts(BaseModel):
     positive: int = Field(description="Wrong before, right now")
 
 
+class Spread(BaseModel):
+    """How values lie that differ in the seed alone. Each bound holds by itself with the gate's confidence."""
+
+    mean: float
+    sd: float = Field(description="Sample standard deviation (n − 1)")
+    sd_interval: tuple[float, float] = Field(description="Bounds on the standard deviation, by chi-square")
+    mean_interval: tuple[float, float] = Field(
+        description="Bounds on the mean over all seeds, by Student's t"
+    )
+    low: float
+    high: float
+
+
+class TaskNoise(BaseModel):
+    """What other seeds of the same update give on a task: the floor below which a change says nothing."""
+
+    seeds: list[int] = Field(description="The version's own first; scores and changes in the same order")
+    scores: list[float]
+    changes: list[float] | None = Field(
+        description="Each seed's against the parent; null where it has no score"
+    )
+    score: Spread
+    change: Spread | None
+    ratio: float | None = Field(description="The version's change in standard deviations of the changes")
+    standing: Literal["within_noise", "beyond_noise"] | None = Field(
+        description="beyond_noise: the mean change over seeds is certainly not 0"
+    )
+    detail: str
+
+
+class Noise(BaseModel):
+    """The noise floor of an update with `training.repeats` > 1."""
+
+    seeds: list[int] = Field(description="Those that were scored, the version's own first")
+    diverged: list[int] = Field(description="Seeds whose training ran away; they count in no figure")
+    summary: dict[str, Spread | None] = Field(
+        description="The summary's measures over seeds; null where the seed takes no part or something was not scored"
+    )
+    detail: str
+
+
 class TaskReport(BaseModel):
     """What an update did to one task. Scores are accuracies; for causal-lm mean token log-likelihoods (nats)."""
 
@@ -45,6 +86,9 @@ class TaskReport(BaseModel):
         default={}, description="Further aggregates, of language models: perplexity, exact_match"
     )
     parent_measures: dict[str, float] = Field(default={}, description="The same of the parent")
+    noise: TaskNoise | None = Field(
+        default=None, description="Null unless several seeds were scored on the task"
+    )
 
 
 class Reason(BaseModel):
@@ -93,6 +137,7 @@ class UpdateReport(BaseModel):
     verdict: Verdict | None
     compared_with: int | None = Field(description="The champion the verdict compares with")
     trained: dict[str, Any] = Field(description="Steps, rows, seconds and loss curve of the training")
+    noise: Noise | None = Field(default=None, description="Null where `training.repeats` was 1")
     created_at: datetime
 
 

@@ -1,5 +1,8 @@
 """Requests for blends: updates whose version lies between another one and its parent."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -31,13 +34,18 @@ def request_blend(
     update = Update(
         tenant_id=row.tenant_id, id=new_id("upd"), model_id=row.id,
         task_ids=taught_tasks(session, model=row, version=child), strategy=BLEND,
-        parameters={"beta": request.beta, "of": child.number}, training=child.training,
+        parameters={"beta": request.beta, "of": child.number}, training=_without_repeats(child.training),
         replay=ReplayRequest(boost="none").model_dump(), parent=str(parent.number), relearn=False,
         promotion=request.promotion, user_metadata=request.metadata, cut=row.last_batch,
         warnings=_warnings(session, model=row, parent=parent), requested_by=principal.actor, request_id=request_id(),
         traceparent=current_traceparent(), state=UpdateState.QUEUED, max_attempts=get_settings().max_attempts,
     )  # fmt: skip
     return queue_update(session, update=update)
+
+
+def _without_repeats(training: Mapping[str, Any]) -> dict[str, Any]:
+    """A sum of two versions: no seed takes part, whatever the version was trained with."""
+    return {name: value for name, value in training.items() if name != "repeats"}
 
 
 def sides_of(session: Session, *, model: Model, version: int) -> tuple[Version, Version]:

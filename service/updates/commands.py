@@ -1,6 +1,7 @@
 """Requests for updates, and people's decisions on them."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
@@ -38,13 +39,14 @@ def request_update(session: Session, *, model: str, request: UpdateCreate, princ
     check_queue(session, tenant=row.tenant_id)
     parameters = check_strategy(request.strategy, model=row, devices=request.training.devices)
     _check_boost(row, request=request)
+    _check_repeats(request)
     tasks = get_tasks(session, model=row, names=list(dict.fromkeys(request.tasks)), hold=True)
     parent = starting_version(session, model=row, parent=request.parent)
     cut = row.last_batch
     warnings = _check_data(session, model=row, tasks=tasks, parent=parent, cut=cut, request=request)
     update = Update(
         tenant_id=row.tenant_id, id=new_id("upd"), model_id=row.id, task_ids=[task.id for task in tasks],
-        strategy=request.strategy.name, parameters=parameters, training=request.training.model_dump(),
+        strategy=request.strategy.name, parameters=parameters, training=_training(request),
         replay=request.replay.model_dump(), parent=str(request.parent), relearn=request.relearn, promotion=request.promotion,
         user_metadata=request.metadata, cut=cut, warnings=warnings, requested_by=principal.actor,
         request_id=request_id(), traceparent=current_traceparent(), state=UpdateState.QUEUED,
@@ -82,6 +84,22 @@ def _check_boost(model: Model, *, request: UpdateCreate) -> None:
     raise Unprocessable(
         f"replay.boost cannot apply: {fault}.", code="boost_not_applicable", param="replay.boost"
     )
+
+
+def _check_repeats(request: UpdateCreate) -> None:
+    """Raises `Unprocessable` where every seed would give the same."""
+    strategy = strategies()[request.strategy.name]
+    if request.training.repeats > 1 and not strategy.seeded:
+        raise Unprocessable(
+            f"The strategy '{strategy.name}' draws nothing at random: every seed gives the very same version, so there is "
+            "no noise to measure. Leave training.repeats at 1.",
+            code="repeats_not_applicable", param="training.repeats",
+        )  # fmt: skip
+
+
+def _training(request: UpdateCreate) -> dict[str, Any]:
+    """The training settings as they are stored; workers of the release before know nothing of repeats."""
+    return request.training.model_dump(exclude={"repeats"} if request.training.repeats == 1 else None)
 
 
 def check_queue(session: Session, *, tenant: str) -> None:

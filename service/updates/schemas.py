@@ -50,6 +50,14 @@ class TrainingRequest(Body):
     compile: bool = Field(
         default=False, description="Translate the encoder with torch.compile; pays on long runs"
     )
+    repeats: int = Field(
+        default=1,
+        ge=1,
+        le=10,
+        description="Trainings in all. The version is the one of `seed`, whatever the others score; those, of seeds derived "
+        "from it, are scored on the same eval sets and thrown away, and the report shows how much a seed alone changes. "
+        "Takes so many times as long",
+    )
 
 
 class ReplayRequest(Body):
@@ -126,6 +134,10 @@ class Progress(BaseModel):
         default=0,
         description="Step of the newest checkpoint, from which another attempt would go on; 0: none yet",
     )
+    repeat: int = Field(
+        default=1, description="Which training is running; 1 is the version's own, steps count all of them"
+    )
+    repeats: int = Field(default=1, description="How many trainings there are, as `training.repeats` asks")
 
 
 class UpdateError(BaseModel):
@@ -212,6 +224,9 @@ class StrategyInfo(BaseModel):
         default=[], description="`all_rows`: it trains on every row learnt so far, not only new ones"
     )
     many_devices: bool = Field(default=False, description="It takes `training.devices` > 1")
+    seeded: bool = Field(
+        default=True, description="Another seed gives another version: it takes `training.repeats` > 1"
+    )
     parameters: dict[str, Any] = Field(description="JSON schema of its parameters")
 
 

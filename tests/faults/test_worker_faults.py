@@ -15,6 +15,7 @@ ELSEWHERE = {
     "before_request_commit",
     "after_request_commit",
     "dial_point_recorded",
+    "repeat_recorded",  # but for one with repeats
     "webhook_sent",
 }  # no update meets these
 BOUNDARIES = sorted(POINTS - ELSEWHERE)

@@ -1,5 +1,6 @@
 """Scratch folders: one an attempt, so that nobody writes where another reads."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,23 @@ def test_an_attempt_takes_over_the_checkpoints_of_the_one_before() -> None:
     taken = work / left.relative_to(before) / "tensors.safetensors"
     assert taken.read_text() == "tensors of step 7"
     assert not before.exists()
+
+
+def test_an_attempt_takes_over_the_trials_that_a_search_has_finished() -> None:
+    before = open_workspace(claim(1))
+    (before / "checkpoints-of-0").mkdir()
+    (before / "checkpoints-of-0" / "trials.json").write_text("three trials")
+    work = open_workspace(claim(2))
+    assert (work / "checkpoints-of-0" / "trials.json").read_text() == "three trials"
+
+
+def test_checkpoints_of_further_seeds_are_taken_over_with_the_versions_own() -> None:
+    before = open_workspace(claim(1))
+    own = checkpoint(before, 7)
+    shutil.copytree(own, before / "checkpoints-of-0-seed-5" / own.name)
+    work = open_workspace(claim(2))
+    found = sorted(str(folder.relative_to(work)) for folder in work.glob("*/step-*"))
+    assert found == ["checkpoints-of-0-seed-5/step-000000007", "checkpoints-of-0/step-000000007"]
 
 
 def test_only_the_newest_attempts_checkpoints_are_taken_over(root: Path) -> None:

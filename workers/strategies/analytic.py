@@ -81,6 +81,7 @@ class Analytic(base.Strategy):
     summary = "Closed-form ridge head on frozen features: forgets nothing, takes seconds, adapts no features"
     needs_replay = True
     trains = False
+    seeded = False
     params_type = Params
     params: Params
 

@@ -48,6 +48,9 @@ class Offer:
     """Whether `loss` is a mean over the batch's predictions (plus terms that no row enters), so that it is the weighted
     sum of the losses of the batch's parts. `adjust_gradients` and `adjust_step` see the whole batch's gradients."""
 
+    seeded: ClassVar[bool] = True
+    """Whether another seed gives another version; without, repeating an update would show no noise."""
+
     params_type: ClassVar[type[Params]] = Params
     params: Params
 

@@ -42,5 +42,6 @@ class Blend(base.Offer):
     summary = "Interpolate between a version and its parent, without training"
     task_types = base.ALL_TASK_TYPES
     offered = False
+    seeded = False
     params_type = Params
     params: Params

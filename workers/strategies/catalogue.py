@@ -55,6 +55,7 @@ def describe(strategy: type[Offer]) -> dict[str, Any]:
         "starts_from": strategy.starts_from,
         "uses": sorted(strategy.uses),
         "many_devices": strategy.many_devices,
+        "seeded": strategy.seeded,
         "parameters": strategy.params_type.model_json_schema(),
     }
 

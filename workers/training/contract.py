@@ -198,7 +198,8 @@ class Progress:
     """Where a child stands: its phase, steps done of steps planned, the recent mean loss, seconds to go.
 
     `gpu_memory_bytes` is what it holds on its GPU, None without one; `checkpoint_step` is the step of the newest
-    checkpoint, 0 without one: another attempt would go on from there.
+    checkpoint, 0 without one: another attempt would go on from there. `repeat` of `repeats` numbers the training, for a
+    supervisor that runs several for one update; a child knows of one.
 
     Phases: `searching` (only `auto`), `loading`, `tokenising`, `preparing`, `training`, `consolidating`, `saving`, `evaluating`.
     """
@@ -210,3 +211,5 @@ class Progress:
     eta_seconds: float | None = None
     gpu_memory_bytes: int | None = None
     checkpoint_step: int = 0
+    repeat: int = 1
+    repeats: int = 1

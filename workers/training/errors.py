@@ -14,6 +14,11 @@ DISK_ERRORS = frozenset(
 )  # fmt: skip
 NUMBER_IN_RUST = re.compile(r"\(os error (\d+)\)")  # safetensors raises no OSError, but ends its message so
 
+DIVERGED = frozenset(
+    {"non_finite_loss", "non_finite_gradient", "non_finite_parameters", "non_finite_features"}
+)
+"""How a training ends that ran away; with another seed it may not."""
+
 
 class Cancelled(Exception):
     """The supervisor asked the child to give up, and it did."""

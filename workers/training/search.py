@@ -15,7 +15,7 @@ from workers.strategies.auto import PORTFOLIO, Auto, Candidate, Params
 from workers.strategies.catalogue import check_takes, strategy_of
 from workers.training.checkpoints import fingerprint
 from workers.training.contract import Progress, TrainRequest, TrainResult
-from workers.training.errors import TrainingFailed
+from workers.training.errors import DIVERGED, TrainingFailed
 from workers.training.folders import write_json
 from workers.training.loop import train_one
 from workers.training.preparation import checked_rows
@@ -32,10 +32,6 @@ UNFIT = frozenset(
     }
 )
 """Why a strategy cannot take an update that others may."""
-
-DIVERGED = frozenset(
-    {"non_finite_loss", "non_finite_gradient", "non_finite_parameters", "non_finite_features"}
-)
 
 FEWEST_STEPS = 4
 """A trial of fewer steps says nothing."""

@@ -16,7 +16,7 @@ from tests.service.cli.conftest import Result, key_of, run
 pytestmark = pytest.mark.slow  # three updates have to be trained
 
 SHORT: dict[str, Any] = {
-    "training": {**World.TRAINING, "max_steps": 1},
+    "training": {**World.TRAINING, "max_steps": 1, "repeats": 2},
     "promotion": "manual",
     "relearn": True,
 }
@@ -103,6 +103,21 @@ def test_a_report_shows_change_bounds_flips_and_the_verdict_in_words(lineage: Li
     assert f"−{old['flips']['negative']} +{old['flips']['positive']}" in shown
     for reason in report["verdict"]["reasons"]:
         assert reason["detail"][:40] in " ".join(shown.split())
+
+
+def test_a_report_shows_what_another_seed_gives_beside_the_change(lineage: Lineage) -> None:
+    report = lineage.world.get("/models/triage/versions/3/report")
+    shown = " ".join(lineage.palimpsest("report", "show", "triage", "3").out.split())
+    assert "other seeds" in shown
+    for task in report["tasks"]:
+        change = task["noise"]["change"]
+        assert (
+            f"{change['mean']:+.3f} {change['mean_interval'][0]:+.3f} … {change['mean_interval'][1]:+.3f}"
+            in shown
+        )
+    over_seeds = report["noise"]["summary"]["average_accuracy"]["sd"]
+    assert f"{report['summary']['average_accuracy']:.3f} ± {over_seeds:.3f} over seeds" in shown
+    assert "other seeds" not in lineage.palimpsest("report", "show", "triage", "2").out
 
 
 def test_flips_are_shown_with_both_answers(lineage: Lineage) -> None:

@@ -87,12 +87,15 @@ def test_an_update_is_asked_for_once_under_one_key_and_cancelled(
         "ewc",
         "--parent",
         "0",
+        "--repeats",
+        "3",
         "--idempotency-key",
         "night-1",
     ]
     asked = palimpsest(*arguments, "--set", "training.epochs=5", "--set", "metadata.run=7", "--json").json
     assert (asked["strategy"]["name"], asked["parent"], asked["training"]["epochs"]) == ("ewc", 0, 5)
     assert asked["metadata"] == {"run": 7}
+    assert asked["training"]["repeats"] == 3
     again = palimpsest(*arguments, "--set", "training.epochs=5", "--set", "metadata.run=7")
     assert f"{asked['id']} is queued" in again.out
     assert palimpsest("update", "cancel", asked["id"]).out == f"{asked['id']} is cancelled.\n"

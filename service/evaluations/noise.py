@@ -1,0 +1,132 @@
+"""The noise floor: how far scores lie apart that differ in nothing but the seed, and what a change is worth beside that.
+
+Seeds change initialisation, the order of rows and what dropout drops; the same update with another one scores a
+little differently (Dodge et al. 2020, arXiv 2002.06305; Bouthillier et al. 2021, arXiv 2103.03098). The bounds of a change
+(`significance`) speak of other eval examples under this seed, those here of other seeds on these examples.
+
+One convention, as in `significance`: each end of an interval is a one-sided bound that holds with the given confidence.
+Both intervals take scores over seeds as normal: NIST/SEMATECH e-Handbook of Statistical Methods, 1.3.5.2 (the mean, by
+Student's t) and 7.2.3.1 (the standard deviation, by chi-square).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+from typing import Literal
+
+from service.evaluations.binomial import beta_quantile
+
+Standing = Literal["within_noise", "beyond_noise"]
+
+_HALVINGS = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """Holds how values lie that differ in the seed alone.
+
+    `sd` is the sample standard deviation (n − 1), `sd_interval` and `mean_interval` bounds on what sd and mean would be
+    over all seeds, `low` and `high` the least and the largest value.
+    """
+
+    mean: float
+    sd: float
+    sd_interval: tuple[float, float]
+    mean_interval: tuple[float, float]
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class Interpretation:
+    """Holds a change beside the spread of the same change over seeds.
+
+    `ratio` is the change in standard deviations, None where every seed gives the same.
+    """
+
+    standing: Standing
+    ratio: float | None
+    detail: str
+
+
+def spread(values: Sequence[float], confidence: float) -> Spread:
+    """Returns the spread of two values or more; each bound holds with `confidence`.
+
+    With s the standard deviation of k values and ν = k − 1: mean ± t(c; ν)·s/√k, and s·√(ν/χ²(c; ν)) to
+    s·√(ν/χ²(1 − c; ν)). Raises ValueError for fewer than two values, or a confidence outside (0.5, 1).
+    """
+    if len(values) < 2:
+        raise ValueError("one value has no spread")
+    if not 0.5 < confidence < 1.0:
+        raise ValueError(f"a confidence lies between 0.5 and 1, not {confidence}")
+    mean, sd, freedom = fmean(values), _deviation(values), len(values) - 1
+    reach = t_quantile(confidence, freedom) * sd / math.sqrt(len(values))
+    lower, upper = (
+        sd * math.sqrt(freedom / chi_square_quantile(level, freedom))
+        for level in (confidence, 1.0 - confidence)
+    )
+    return Spread(mean, sd, (lower, upper), (mean - reach, mean + reach), min(values), max(values))
+
+
+def interpret(change: float, over_seeds: Spread, *, seeds: int, confidence: float) -> Interpretation:
+    """Says whether a change is more than another seed gives.
+
+    It is where the mean change over seeds is certainly not 0: a bound of it lies beyond. The mean decides and not
+    the version's own change, which may be a lucky draw.
+    """
+    low, high = over_seeds.mean_interval
+    ratio = abs(change) / over_seeds.sd if over_seeds.sd else None
+    if over_seeds.sd == 0.0:
+        same = f"all {seeds} seeds change the score by the same {change:+.4g}"
+        return Interpretation("within_noise" if change == 0.0 else "beyond_noise", ratio, same)
+    found = (
+        f"over {seeds} seeds it is {over_seeds.mean:+.4g} on average, between {low:+.4g} and {high:+.4g} at"
+        f" {100 * confidence:.4g} % confidence; this version's is {ratio:.2g} standard deviations"
+    )
+    if low <= 0.0 <= high:
+        return Interpretation("within_noise", ratio, f"the change is within what another seed gives: {found}")
+    way = "gain" if low > 0.0 else "loss"
+    return Interpretation("beyond_noise", ratio, f"the seeds agree on a {way}: {found}")
+
+
+def t_quantile(probability: float, freedom: int) -> float:
+    """Returns the t with P(T ≤ t) = probability ≥ 0.5 for Student's T with so many degrees of freedom.
+
+    P(|T| > t) = I_x(ν/2, 1/2) at x = ν/(ν + t²) (DLMF 8.17; Abramowitz & Stegun 26.7.1).
+    """
+    x = beta_quantile(2.0 * (1.0 - probability), freedom / 2.0, 0.5)
+    return math.sqrt(freedom * (1.0 / x - 1.0))
+
+
+def chi_square_quantile(probability: float, freedom: int) -> float:
+    """Returns the x with P(χ² ≤ x) = probability, for a handful of degrees of freedom, by halving a bracket."""
+    low, high = 0.0, 1.0
+    while _chi_square(high, freedom) < probability:
+        low, high = high, 2.0 * high
+    for _ in range(_HALVINGS):
+        middle = 0.5 * (low + high)
+        low, high = (middle, high) if _chi_square(middle, freedom) < probability else (low, middle)
+    return 0.5 * (low + high)
+
+
+def _chi_square(x: float, freedom: int) -> float:
+    """P(χ² ≤ x) = P(ν/2, x/2), from P(1/2, y) = erf √y or P(1, y) = 1 − e^−y up by P(a + 1, y) = P(a, y) − y^a e^−y / Γ(a + 1).
+
+    DLMF 7.11.1, 8.4.5 and 8.8.5.
+    """
+    y = x / 2.0
+    if y == 0.0:
+        return 0.0
+    a, share = (0.5, math.erf(math.sqrt(y))) if freedom % 2 else (1.0, -math.expm1(-y))
+    while a < freedom / 2.0:
+        share -= math.exp(a * math.log(y) - y - math.lgamma(a + 1.0))
+        a += 1.0
+    return share
+
+
+def _deviation(values: Sequence[float]) -> float:
+    """The sample standard deviation; 0 where all values are one, to the last bit."""
+    return 0.0 if min(values) == max(values) else stdev(values)

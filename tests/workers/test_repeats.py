@@ -1,0 +1,410 @@
+"""Updates that measure their own noise: real trainings with several seeds, in the real child."""
+
+import io
+import itertools
+import statistics
+import tarfile
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from sqlalchemy import select, text
+
+from service.artifacts import get_store
+from service.db import engine_for, session_scope
+from service.models import RepeatScore
+from tests.conftest import emptied
+from tests.scenes import World, make_client
+from tests.workers.test_pipeline import kill_child
+from workers import repeats
+from workers.child import Trainer
+from workers.lease import Lease
+from workers.repeats import Course, repeat_seeds
+from workers.training.contract import Progress, TrainRequest, TrainResult
+from workers.training.errors import TrainingFailed
+
+SEED = int(str(World.TRAINING["seed"]))
+THREE = {**World.TRAINING, "repeats": 3}
+SECOND, THIRD = repeat_seeds(SEED, 2)
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The seeds of every training from here on."""
+    seeds: list[int] = []
+    original = Trainer.train
+
+    def train(self: Trainer, request: TrainRequest, **callbacks: Any) -> TrainResult:
+        seeds.append(request.settings.seed)
+        return original(self, request, **callbacks)
+
+    monkeypatch.setattr(Trainer, "train", train)
+    return seeds
+
+
+@pytest.fixture
+def reported(monkeypatch: pytest.MonkeyPatch) -> list[Progress]:
+    """All progress from here on, as it is written with the lease."""
+    seen: list[Progress] = []
+    original = Lease.report
+
+    def report(self: Lease, progress: Progress) -> None:
+        seen.append(progress)
+        original(self, progress)
+
+    monkeypatch.setattr(Lease, "report", report)
+    return seen
+
+
+def once_in(monkeypatch: pytest.MonkeyPatch, repeat: int, act: Callable[[], object]) -> None:
+    """Has `act` happen when that training, of an update's several, has taken a step."""
+    original, left = Lease.report, [1]
+
+    def report(self: Lease, progress: Progress) -> None:
+        original(self, progress)
+        own = progress.total_steps // progress.repeats * (repeat - 1)
+        if left[0] and progress.repeat == repeat and progress.phase == "training" and progress.step > own:
+            left[0] = 0
+            act()
+
+    monkeypatch.setattr(Lease, "report", report)
+
+
+def stored(update_id: str) -> dict[int, list[tuple[str, float, bytes]]]:
+    """What is stored of the further seeds: task, score and answers by seed."""
+    found: dict[int, list[tuple[str, float, bytes]]] = {}
+    with session_scope(tenant="acme") as session:
+        rows = select(RepeatScore).where(RepeatScore.update_id == update_id).order_by(RepeatScore.task_id)
+        for row in session.scalars(rows):
+            found.setdefault(row.seed, []).append((row.task_id, row.score, row.correct))
+    return found
+
+
+def weights(world: World, model: str) -> dict[str, bytes]:
+    """The tensors of a model's first version."""
+    tar = world.client.get(f"/v1/models/{model}/versions/1/adapter").content
+    with tarfile.open(fileobj=io.BytesIO(tar)) as archive:
+        members = [name for name in archive.getnames() if name.endswith(".safetensors")]
+        return {name: file.read() for name in members if (file := archive.extractfile(name)) is not None}
+
+
+@pytest.fixture(scope="module")
+def measured(database_url: str, redis_url: str) -> Iterator[World]:
+    """`plain` learns a task once; `noisy` the same with three seeds, and then another task with three."""
+    emptied(database_url)
+    world = World(make_client("acme"))
+    for name in ("plain", "noisy"):
+        world.model(name)
+        world.task("one", model=name)
+    world.learn("one", model="plain")
+    world.learn("one", model="noisy", training=THREE)
+    world.task("two", ("random", "socket"), model="noisy")
+    world.learn("two", model="noisy", training=THREE)
+    yield world
+    emptied(database_url)
+
+
+def test_the_version_is_the_one_without_repeats_bit_for_bit(measured: World) -> None:
+    plain, noisy = weights(measured, "plain"), weights(measured, "noisy")
+    assert len(plain) >= 2
+    assert plain == noisy
+    plain_score, noisy_score = (
+        measured.get(f"/models/{name}/versions/1")["scores"][0] for name in ("plain", "noisy")
+    )
+    assert plain_score == noisy_score
+
+
+def test_further_seeds_leave_scores_and_nothing_else(measured: World) -> None:
+    versions = [
+        version for name in ("plain", "noisy") for version in measured.get(f"/models/{name}/versions")["data"]
+    ]
+    kept = {version["artifact"]["sha256"] for version in versions if version["artifact"]}
+    assert len(versions) == 5  # two bases, one version, two versions
+    assert {sha256 for sha256, _ in get_store().hashes()} == kept
+    said = measured.get("/models/noisy/versions/2")["statistics"]["repeats"]
+    assert (said["seeds"], said["diverged"], said["reason"]) == ([SECOND, THIRD], [], None)
+    assert "repeats" not in measured.get("/models/plain/versions/1")["statistics"]
+    assert (
+        "repeats" not in measured.get("/models/plain/versions/1")["training"]
+    )  # workers before this know of none
+
+
+def test_the_report_shows_the_spread_over_seeds_beside_the_change(measured: World) -> None:
+    report = measured.get("/models/noisy/versions/2/report")
+    update = measured.get("/models/noisy/versions/2")["update"]
+    assert report["noise"]["seeds"] == [SEED, *sorted([SECOND, THIRD])]
+    rows = stored(update)
+    for at, task in enumerate(sorted(report["tasks"], key=lambda task: task["task"])):
+        noise = task["noise"]
+        others = {seed: entries for seed, entries in rows.items()}
+        assert set(others) == {SECOND, THIRD}
+        assert noise["scores"][0] == task["score"]
+        assert sorted(noise["scores"][1:]) == sorted(
+            next(score for task_id, score, _ in entries if task_id == tasks_in_order(update)[at])
+            for entries in others.values()
+        )
+        assert noise["score"]["sd"] == pytest.approx(statistics.stdev(noise["scores"]))
+        assert noise["score"]["low"] == min(noise["scores"])
+        assert noise["changes"][0] == pytest.approx(task["delta"])
+        assert noise["changes"] == pytest.approx([score - task["parent_score"] for score in noise["scores"]])
+    averages = [
+        statistics.fmean(task["noise"]["scores"][seed] for task in report["tasks"]) for seed in range(3)
+    ]
+    summary = report["noise"]["summary"]
+    assert averages[0] == pytest.approx(report["summary"]["average_accuracy"])
+    assert summary["average_accuracy"]["sd"] == pytest.approx(statistics.stdev(averages))
+    assert summary["forgetting"]["low"] <= report["summary"]["forgetting"] <= summary["forgetting"]["high"]
+
+
+def tasks_in_order(update_id: str) -> list[str]:
+    """Ids of the tasks that were scored, by the tasks' names."""
+    with session_scope(tenant="acme") as session:
+        rows = session.execute(
+            text(
+                "SELECT DISTINCT t.name, t.id FROM repeat_scores r JOIN tasks t ON t.id = r.task_id WHERE r.update_id = :id ORDER BY t.name"
+            ),
+            {"id": update_id},
+        )
+        return [row.id for row in rows]
+
+
+def test_a_first_version_has_scores_over_seeds_and_no_change_to_compare(measured: World) -> None:
+    report = measured.get("/models/noisy/versions/1/report")
+    one, two = report["tasks"]
+    assert len(one["noise"]["scores"]) == 3
+    assert (one["noise"]["changes"], one["noise"]["standing"]) == (None, None)
+    assert two["noise"] is None  # it came later, and was scored for the second version's sake
+    assert report["noise"]["summary"]["average_accuracy"]["sd"] == one["noise"]["score"]["sd"]
+
+
+def test_without_repeats_the_report_has_no_noise(measured: World) -> None:
+    report = measured.get("/models/plain/versions/1/report")
+    assert (report["noise"], report["tasks"][0]["noise"]) == (None, None)
+
+
+def test_another_tenant_and_the_api_itself_can_neither_read_nor_write_what_was_measured(
+    measured: World,
+) -> None:
+    with session_scope(tenant="globex") as session:
+        assert session.scalars(select(RepeatScore)).all() == []
+    with session_scope(tenant="acme") as session, pytest.raises(Exception, match="permission denied"):
+        session.execute(text("DELETE FROM repeat_scores"))
+
+
+def test_a_blend_of_a_noisy_version_is_made_once(measured: World) -> None:
+    answer = measured.client.post(
+        "/v1/models/noisy/versions/2/blend", json={"beta": 0.5, "promotion": "manual"}
+    )
+    update = measured.ok(answer)
+    measured.work()
+    ended = measured.update(update["id"])
+    assert (ended["status"], ended["error"]) == ("awaiting_approval", None)
+    assert "repeats" not in ended["training"]
+    assert measured.get(f"/models/noisy/versions/{ended['version']}/report")["noise"] is None
+
+
+@pytest.mark.slow
+def test_a_stopped_update_goes_on_within_its_repeat_and_keeps_those_before(
+    world: World, trained: list[int], reported: list[Progress], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The third training is stopped half way: another worker trains neither of the two before, nor its first half."""
+    for name in ("whole", "stopped"):
+        world.model(name)
+        world.task("one", model=name)
+    whole = world.learn("one", model="whole", training=THREE)
+    check_course(reported, trainings=3)
+    stopping = threading.Event()
+    with monkeypatch.context() as patch:
+        once_in(patch, 3, stopping.set)
+        update = world.request("one", model="stopped", training=THREE)
+        world.work(stopping=stopping)
+    assert world.update(update["id"])["status"] == "queued"
+    assert set(stored(update["id"])) == {SECOND}
+    trained.clear()
+    reported.clear()
+    world.work()
+    ended = world.update(update["id"])
+    assert (ended["status"], ended["version"], ended["attempt"]) == ("promoted", 1, 1)
+    assert trained == [SEED, THIRD]
+    steps = world.get("/models/stopped/versions/1")["statistics"]["steps"]
+    trainings = [now for now in reported if now.phase == "training"]
+    assert [now for now in trainings if now.repeat == 1][0].step == steps  # from its last checkpoint
+    assert [now for now in trainings if now.repeat == 3][0].step > 2 * steps
+    answers = [
+        sorted(
+            (seed, score, correct)
+            for seed, entries in stored(one["id"]).items()
+            for _, score, correct in entries
+        )
+        for one in (whole, ended)
+    ]
+    assert answers[0] == answers[1]
+    assert weights(world, "whole") == weights(world, "stopped")
+
+
+def check_course(reported: list[Progress], *, trainings: int) -> None:
+    """Progress of an undisturbed update goes on and on over all trainings, and says which one runs."""
+    steps = [now for now in reported if now.phase == "training"]
+    total = steps[0].total_steps
+    assert {now.total_steps for now in steps} == {total}
+    assert {now.repeats for now in steps} == {trainings}
+    assert sorted({now.repeat for now in steps}) == list(range(1, trainings + 1))
+    assert all(before.step <= after.step for before, after in itertools.pairwise(steps))
+    assert steps[-1].step == total
+    told = [now.eta_seconds for now in steps if now.repeat == 1 and now.eta_seconds]
+    assert told
+    assert max(told) > 0
+
+
+@pytest.mark.slow
+def test_a_trainer_that_dies_in_a_repeat_costs_an_attempt_and_no_finished_repeat(
+    world: World, trained: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.model()
+    world.task("one")
+    once_in(monkeypatch, 3, kill_child)
+    ended = world.learn(
+        "one", training={**THREE, "epochs": 6}
+    )  # long enough that the signal meets the child at work
+    assert (ended["status"], ended["attempt"]) == ("promoted", 2)
+    assert trained == [SEED, SECOND, THIRD, SEED, THIRD]
+
+
+@pytest.mark.slow
+def test_what_was_measured_with_an_example_that_is_erased_meanwhile_is_measured_anew(
+    world: World, trained: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.model()
+    world.task("one")
+    row = {"text": "the one to be forgotten", "label": "os", "split": "train", "subject": "p1"}
+    world.examples("one", [row])
+    stopping = threading.Event()
+    with monkeypatch.context() as patch:
+        once_in(patch, 3, stopping.set)
+        update = world.request("one", training=THREE)
+        world.work(stopping=stopping)
+    before = basis(update["id"])
+    assert len(before) == 1
+    world.ok(world.client.delete("/v1/models/triage/examples?subject=p1"))
+    trained.clear()
+    world.work()
+    assert world.update(update["id"])["status"] == "promoted"
+    assert trained == [SEED, SECOND, THIRD]
+    assert len(basis(update["id"])) == 1
+    assert basis(update["id"]) != before
+
+
+def basis(update_id: str) -> set[str]:
+    with session_scope(tenant="acme") as session:
+        return set(session.scalars(select(RepeatScore.basis).where(RepeatScore.update_id == update_id)))
+
+
+def test_a_cancel_in_a_repeat_ends_the_update(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.model()
+    world.task("one")
+    update = world.request("one", training={**World.TRAINING, "epochs": 6, "repeats": 2})
+    once_in(monkeypatch, 2, lambda: world.client.post(f"/v1/updates/{update['id']}/cancel"))
+    world.work()
+    ended = world.update(update["id"])
+    assert (ended["status"], ended["version"]) == ("cancelled", None)
+
+
+def test_a_seed_whose_training_runs_away_counts_in_no_figure_and_fails_nothing(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Trainer.train
+
+    def train(self: Trainer, request: TrainRequest, **callbacks: Any) -> TrainResult:
+        if request.settings.seed == SECOND:
+            raise TrainingFailed("non_finite_loss", "step 3: the loss is nan")
+        return original(self, request, **callbacks)
+
+    monkeypatch.setattr(Trainer, "train", train)
+    world.model()
+    world.task("one")
+    assert world.learn("one", training=THREE)["status"] == "promoted"
+    noise = world.get("/models/triage/versions/1/report")["noise"]
+    assert (noise["seeds"], noise["diverged"]) == ([SEED, THIRD], [SECOND])
+    assert "ran away" in noise["detail"]
+
+
+def test_repeats_of_auto_train_what_it_chose(world: World, trained: list[int]) -> None:
+    world.model()
+    world.task("one")
+    ended = world.learn("one", strategy={"name": "auto"}, training={**World.TRAINING, "repeats": 2})
+    assert (ended["status"], ended["error"]) == ("promoted", None)
+    assert trained == [SEED, SECOND]
+    assert world.get("/models/triage/versions/1/report")["noise"]["seeds"] == [SEED, SECOND]
+
+
+def test_a_purge_takes_what_was_measured_along(world: World, database: str) -> None:
+    world.model()
+    world.task("one")
+    world.learn("one", training={**World.TRAINING, "repeats": 2})
+    count = "SELECT count(*) FROM repeat_scores"
+    with engine_for(database).begin() as connection:
+        assert connection.scalar(text(count)) == 1
+    assert world.client.delete("/v1/models/triage").status_code == 204
+    world.ok(world.client.post("/v1/models/triage/purge"))
+    with engine_for(database).begin() as connection:
+        assert connection.scalar(text(count)) == 0
+
+
+@pytest.mark.parametrize(
+    ("strategy", "count", "code", "param"),
+    [
+        ("analytic", 2, "repeats_not_applicable", "training.repeats"),
+        ("replay", 11, "validation_error", "training.repeats"),
+        ("replay", 0, "validation_error", "training.repeats"),
+    ],
+)
+def test_repeats_that_could_show_nothing_are_refused_at_the_request(
+    world: World, strategy: str, count: int, code: str, param: str
+) -> None:
+    world.model()
+    world.task("one")
+    body = {"tasks": ["one"], "strategy": {"name": strategy}, "training": {"repeats": count}}
+    answer = world.client.post("/v1/models/triage/updates", json=body)
+    assert world.problem(answer) == (422, code)
+    assert param.split(".")[-1] in answer.text
+
+
+def test_analytic_is_taken_without_repeats(world: World) -> None:
+    world.model()
+    world.task("one")
+    assert world.learn("one", strategy={"name": "analytic"})["status"] == "promoted"
+
+
+def test_further_seeds_are_all_different_and_the_same_every_time() -> None:
+    for seed in (0, 1, 2**31 - 1):
+        further = repeat_seeds(seed, 9)
+        assert len({seed, *further}) == 10
+        assert all(0 <= one < 2**31 for one in further)
+        assert repeat_seeds(seed, 3) == further[:3]
+
+
+def test_progress_of_a_single_training_stays_as_it_is() -> None:
+    now = Progress("training", 3, 10, 0.5, 7.0, checkpoint_step=2)
+    assert Course(1).overall(now) == now
+
+
+def test_progress_counts_the_steps_of_all_trainings_at_the_pace_of_the_one_that_runs() -> None:
+    course = Course(3)
+    assert course.overall(Progress("tokenising", 5, 48)) == Progress("tokenising", 5, 48, repeat=1, repeats=3)
+    course.overall(Progress("training", 10, 10))
+    course.begin(running=2, done=1)
+    loading = course.overall(Progress("loading"))
+    assert (loading.step, loading.total_steps, loading.checkpoint_step) == (10, 30, 10)
+    half = course.overall(Progress("training", 5, 10, eta_seconds=5.0, checkpoint_step=4))
+    assert (half.repeat, half.step, half.total_steps, half.checkpoint_step) == (2, 15, 30, 14)
+    assert half.eta_seconds == pytest.approx(15.0)  # a second a step, and 15 to go
+    assert course.overall(Progress("evaluating", 40, 80)).step == 15
+
+
+def test_what_auto_chose_is_what_is_repeated() -> None:
+    request = TrainRequest("text-classification", None, "auto", (), "", "", "")  # type: ignore[arg-type]  # no base is read
+    winner = {"winner": {"strategy": "ewc", "parameters": {"strength": 10.0}}}
+    result = TrainResult(1, 1.0, 1, 0, None, 0.0, 0, (), (), {}, "cpu", auto=winner)
+    chosen = repeats.chosen(request, result)
+    assert (chosen.strategy, chosen.parameters) == ("ewc", {"strength": 10.0})
