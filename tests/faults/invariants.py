@@ -14,6 +14,7 @@ from service.models import (
     AliasMove,
     Example,
     Model,
+    RepeatScore,
     ReplayEntry,
     Score,
     Task,
@@ -33,7 +34,7 @@ STATES = {str(state) for state in UpdateState}
 HELD = UpdateState.AWAITING_APPROVAL
 UNNUMBERED = {UpdateState.QUEUED, UpdateState.TRAINING}
 # What only the holder of a claim may write. Eval sets are content, whoever made them.
-FENCED = (Update, UpdateEvent, Version, VersionTask, ReplayEntry, Score, Alias, AliasMove)
+FENCED = (Update, UpdateEvent, Version, VersionTask, ReplayEntry, Score, RepeatScore, Alias, AliasMove)
 
 
 @dataclass

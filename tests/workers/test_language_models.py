@@ -47,7 +47,8 @@ def taught(world: World) -> World:
         world.examples(task, rows, model="writer")
     common = {"model": "writer", "training": TRAINING, "strategy": REPLAY}
     assert world.learn("maths", "general", **common)["status"] == "promoted"
-    assert world.learn("files", **common)["status"] == "promoted"
+    twice = {**common, "training": {**TRAINING, "repeats": 2}}
+    assert world.learn("files", **twice)["status"] == "promoted"
     return world
 
 
@@ -70,6 +71,11 @@ def test_the_report_shows_general_text_and_every_skill_at_every_version(taught: 
     assert general["role"] == "old"
     assert general["delta_ci"][0] <= general["delta"] <= general["delta_ci"][1]
     assert general["measures"]["perplexity"] == pytest.approx(perplexity[2][report["tasks"].index("general")])
+    noise = general["noise"]
+    assert noise["scores"][0] == general["score"]
+    assert noise["scores"][1] < 0
+    assert noise["changes"] == pytest.approx([score - general["parent_score"] for score in noise["scores"]])
+    assert update["noise"]["summary"]["worst_retention"]["low"] > 0
     kept = update["summary"]["worst_retention"]
     assert kept is not None
     assert 0 < kept < math.inf
