@@ -81,10 +81,8 @@ class Course:
         named = replace(progress, repeat=self.running, repeats=self.trainings)
         if progress.phase == "training":
             self._note(progress)
-        elif (
-            self.steps == 0 or progress.phase == "searching"
-        ):  # how long a training is shows with its first step
-            return named
+        elif self.steps == 0 or progress.phase == "searching":
+            return named  # how long a training is shows with its first step
         position, total = self.done * self.steps + self.step, self.trainings * self.steps
         kept = self.done * self.steps + progress.checkpoint_step
         left = None if self.seconds_per_step is None else self.seconds_per_step * (total - position)
