@@ -67,7 +67,7 @@ def submit_update(
     repeats: Annotated[
         int | None,
         typer.Option(
-            help="Trainings with other seeds, to measure the noise; as long again each.",
+            help="Trainings in all, to measure what a seed alone changes; takes so many times as long.",
             min=1,
             max=10,
             show_default="1",
