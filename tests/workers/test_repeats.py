@@ -16,6 +16,7 @@ from service.db import engine_for, session_scope
 from service.models import RepeatScore, Task
 from tests.conftest import emptied
 from tests.scenes import World, make_client
+from tests.service.web.visitors import Browser
 from tests.workers.test_pipeline import kill_child
 from workers import repeats
 from workers.child import Trainer
@@ -161,6 +162,16 @@ def test_a_first_version_has_scores_over_seeds_and_no_change_to_compare(measured
     assert (one["noise"]["changes"], one["noise"]["standing"]) == (None, None)
     assert two["noise"] is None  # it came later, and was scored for the second version's sake
     assert report["noise"]["summary"]["average_accuracy"]["sd"] == one["noise"]["score"]["sd"]
+
+
+def test_the_versions_page_shows_the_change_over_seeds_beside_its_own(measured: World) -> None:
+    browser = Browser(measured.client)
+    noise = measured.get("/models/noisy/versions/2/report")["tasks"][0]["noise"]
+    page = browser.read("/ui/models/noisy/versions/2")
+    assert "Over seeds" in page
+    assert f"± {noise['change']['sd']:.3f}" in page
+    assert "Over seeds" in browser.read("/ui/models/noisy/versions/1")  # where there is no change to show
+    assert "Over seeds" not in browser.read("/ui/models/plain/versions/1")
 
 
 def test_without_repeats_the_report_has_no_noise(measured: World) -> None:
