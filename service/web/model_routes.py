@@ -8,6 +8,7 @@ from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
 from service.errors import Conflict
+from service.idempotency import Idempotency, IdempotentReplay
 from service.registry.commands import roll_back
 from service.registry.queries import get_champion, get_model
 from service.registry.schemas import RollbackRequest
@@ -16,13 +17,14 @@ from service.response_headers import PAGES_PREFIX
 from service.schemas import ModelPath
 from service.security import Scope
 from service.updates.commands import request_update
+from service.updates.queries import describe_update
 from service.updates.schemas import UpdateCreate
 from service.web import answers, queries
 from service.web.answers import PictureForm
 from service.web.charts.heatmap import heatmap
 from service.web.rendering import page
 from service.web.reports import forgetting_report
-from service.web.session import Form, OwnForm, SessionDep, Visitor, VisitorDep
+from service.web.session import Form, OwnForm, SessionDep, Visitor, VisitorDep, new_form
 from service.web.views.lineage import (
     history_rows,
     lineage_rows,
@@ -62,7 +64,7 @@ def _model_page(
     visitor: Visitor, session: Session, model: str, report: ForgettingReport, notice: str | None
 ) -> HTMLResponse:
     view = view_model(session, model=get_model(session, model=model), report=report)
-    return page("model.html", visitor=visitor, view=view, notice=notice)
+    return page("model.html", visitor=visitor, view=view, notice=notice, form=new_form())
 
 
 # Tables come before the pictures of their name, whose addresses they would fit as well.
@@ -159,9 +161,17 @@ def export_history(model: ModelPath, _visitor: VisitorDep, session: SessionDep) 
 
 @router.post("/updates")
 def send_update(model: ModelPath, visitor: VisitorDep, session: SessionDep, form: OwnForm) -> Response:
-    """Requests an update and shows it."""
+    """Requests an update and shows it; the same form sent again shows the update that it asked for the first time."""
     visitor.principal.require(Scope.TRAIN)
+    # Every form carries a number of its own: two that ask for the same are two, one sent twice is one.
+    key = f"form-{form.digest()}" if form.one("form") else None
+    once = Idempotency(session, tenant=visitor.principal.tenant, key=key, request=f"form {model}/updates")
+    try:
+        once.begin(b"", wait=True)
+    except IdempotentReplay as earlier:
+        return answers.see_other(f"{PAGES_PREFIX}/updates/{earlier.body['id']}")
     update = request_update(session, model=model, request=_update_of(form), principal=visitor.principal)
+    once.keep(202, describe_update(session, update=update))
     return answers.see_other(f"{PAGES_PREFIX}/updates/{update.id}")
 
 
