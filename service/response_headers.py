@@ -32,7 +32,10 @@ def safe_headers(path: str) -> dict[str, str]:
     headers["Referrer-Policy"] = "same-origin" if is_page(path) else "no-referrer"
     if is_page(path):
         # Another site may link here; it may neither hold on to the window nor show our pictures as its own.
-        headers |= {"Cross-Origin-Opener-Policy": "same-origin", "Cross-Origin-Resource-Policy": "same-origin"}
+        headers |= {
+            "Cross-Origin-Opener-Policy": "same-origin",
+            "Cross-Origin-Resource-Policy": "same-origin",
+        }
     if path.startswith(STATIC_PREFIX):
         headers["Cache-Control"] = "no-cache"  # kept, and asked for by its ETag
     elif path.startswith("/v1") or is_page(path):

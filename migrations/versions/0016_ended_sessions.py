@@ -3,7 +3,7 @@
 The table is new, so that code of the release before goes on beside it.
 
 Revision ID: 0016
-Revises: 0012
+Revises: 0015
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision: str = "0016"
-down_revision: str | None = "0012"
+down_revision: str | None = "0015"
 branch_labels: Sequence[str] | None = None
 depends_on: Sequence[str] | None = None
 

@@ -27,16 +27,15 @@ from service.web.reports import forgetting_report
 from service.web.session import Form, OwnForm, SessionDep, Visitor, VisitorDep, new_form
 from service.web.views.lineage import (
     history_rows,
-    lineage_rows,
     matrix_picture,
     matrix_rows,
-    tree_picture,
     update_rows,
     view_model,
 )
 from service.web.views.overview import average_chart, average_rows
 from service.web.views.rollbacks import difference_rows, view_rollback
 from service.web.views.trade_offs import trade_off_chart, trade_off_rows
+from service.web.views.tree import lineage_rows, tree_picture
 
 router = APIRouter(prefix=f"{PAGES_PREFIX}/models/{{model}}", include_in_schema=False)
 

@@ -78,7 +78,7 @@ def follow_an_update(visit: Visit, world: World) -> None:
     worker.start()
     try:
         expect(page.get_by_role("progressbar")).to_be_visible()
-        expect(page.get_by_role("img", name=re.compile("Loss curve over"))).to_be_visible()
+        expect(page.get_by_role("img", name=re.compile(r"Loss curve over \d\d steps"))).to_be_visible()
         visit.picture("update")
         expect(live).to_have_attribute("data-state", "promoted", timeout=300_000)
     finally:

@@ -48,7 +48,8 @@ def view_update(session: Session, *, update: Update) -> UpdateView:
     return UpdateView(
         update=describe_update(session, update=update),
         events=queries.update_events(session, update_id=update.id),
-        losses=losses, curve=loss_curve(losses) if losses else None, trained=trained,
+        losses=losses, trained=trained,
+        curve=loss_curve(losses, total_steps=(update.progress or {}).get("total_steps", 0)) if losses else None,
     )  # fmt: skip
 
 

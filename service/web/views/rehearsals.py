@@ -20,6 +20,8 @@ from service.web.views.report import content_in_words
 STRATA = ("task", "label", "rows", "share", "weight")
 MOST_SHOWN = 60  # of the strata; the table as CSV has all
 TEXTS_EACH = 2
+Kind = tuple[str, str | None]
+"""The name of a task, and a label."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,21 +102,13 @@ def _fraction(schema: Mapping[str, Any], parameters: Mapping[str, Any]) -> float
 
 
 def _strata(session: Session, *, model: Model, buffer: Buffer, weights: Mapping[str, int]) -> list[Stratum]:
-    names = task_names(session, model=model)
-    told = {
-        row.id: (names[row.task_id], row.label)
-        for row in session.execute(
-            select(Example.id, Example.task_id, Example.label).where(among(Example.id, buffer.example_ids))
-        )
-    }
-    members: dict[tuple[str, str | None], list[int]] = defaultdict(list)
-    weight: dict[tuple[str, str | None], float] = {}
+    kinds = _kinds(session, model=model, ids=buffer.example_ids)
+    members: dict[Kind, list[int]] = defaultdict(list)
+    weight: dict[Kind, float] = {}
     for entry in buffer.entries:
-        if entry.example_id not in told:  # erased a moment ago
-            continue
-        key = told[entry.example_id]
-        members[key].append(entry.example_id)
-        weight[key] = weights.get(entry.stratum, PLAIN_WEIGHT) / PLAIN_WEIGHT
+        if (kind := kinds.get(entry.example_id)) is not None:  # else erased a moment ago
+            members[kind].append(entry.example_id)
+            weight[kind] = weights.get(entry.stratum, PLAIN_WEIGHT) / PLAIN_WEIGHT
     ordered = sorted(members, key=lambda key: (-len(members[key]), key[0], key[1] or ""))
     texts = _texts(
         session, ids=[found for key in ordered[:MOST_SHOWN] for found in members[key][:TEXTS_EACH]]
@@ -127,6 +121,12 @@ def _strata(session: Session, *, model: Model, buffer: Buffer, weights: Mapping[
         for task, label in ordered
         for ids in [members[task, label]]
     ]  # fmt: skip
+
+
+def _kinds(session: Session, *, model: Model, ids: Sequence[int]) -> dict[int, Kind]:
+    names = task_names(session, model=model)
+    rows = session.execute(select(Example.id, Example.task_id, Example.label).where(among(Example.id, ids)))
+    return {row.id: (names[row.task_id], row.label) for row in rows}
 
 
 def _texts(session: Session, *, ids: Sequence[int]) -> dict[int, str]:
