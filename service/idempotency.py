@@ -42,20 +42,20 @@ class Idempotency:
         self._session, self._tenant, self._key, self._request = session, tenant, key, request
         self._fingerprint = b""
 
-    def begin(self, body: bytes) -> None:
+    def begin(self, body: bytes, *, wait: bool = False) -> None:
         """Raises `IdempotentReplay` when this very request was answered before.
 
-        `body` is the request's body or a digest of it. Raises `Conflict` while a twin is in flight and
-        `Unprocessable` when the key came with another request before.
+        `body` is the request's body or a digest of it. Raises `Conflict` while a twin is in flight, or waits for its answer,
+        and `Unprocessable` when the key came with another request before.
         """
         if self._key is None:
             return
         self._fingerprint = hashlib.sha256(self._request.encode() + b"\0" + body).digest()
         lock = hashlib.sha256(f"{self._tenant}\0{self._key}".encode()).digest()
-        taken = self._session.scalar(
-            select(func.pg_try_advisory_xact_lock(int.from_bytes(lock[:8], signed=True)))
-        )
-        if not taken:
+        number = int.from_bytes(lock[:8], signed=True)
+        if wait:
+            self._session.execute(select(func.pg_advisory_xact_lock(number)))
+        elif not self._session.scalar(select(func.pg_try_advisory_xact_lock(number))):
             raise Conflict(
                 "A request with this Idempotency-Key is still in flight; send it again in a moment.",
                 code="idempotency_key_in_flight", param="Idempotency-Key", headers={"Retry-After": "1"},

@@ -30,6 +30,12 @@ def safe_headers(path: str) -> dict[str, str]:
     headers = {"X-Content-Type-Options": "nosniff", "Content-Security-Policy": _policy(path)}
     # A page's own forms name their origin only if the referrer may be told to this very service.
     headers["Referrer-Policy"] = "same-origin" if is_page(path) else "no-referrer"
+    if is_page(path):
+        # Another site may link here; it may neither hold on to the window nor show our pictures as its own.
+        headers |= {
+            "Cross-Origin-Opener-Policy": "same-origin",
+            "Cross-Origin-Resource-Policy": "same-origin",
+        }
     if path.startswith(STATIC_PREFIX):
         headers["Cache-Control"] = "no-cache"  # kept, and asked for by its ETag
     elif path.startswith("/v1") or is_page(path):

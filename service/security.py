@@ -7,22 +7,22 @@ A rotation keeps prefix, scopes and name and replaces the secret; the old one ma
 
 import re
 import secrets
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import Row, func, or_, select, text, update
+from sqlalchemy import Row, delete, func, or_, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from service.audit.commands import record
 from service.config import Settings, get_settings
-from service.credentials import Proof, hash_secret, read_key, read_session
+from service.credentials import Proof, SessionProof, hash_secret, read_key, read_session
 from service.db import session_scope
 from service.errors import Conflict, Forbidden, NotFound, Unauthenticated, Unprocessable
-from service.models import ApiKey, AuditAction, Tenant, new_id
+from service.models import ApiKey, AuditAction, EndedSession, Tenant, new_id
 
 LAST_USED_RESOLUTION = timedelta(minutes=1)
 MAX_OVERLAP = timedelta(days=30)
@@ -35,6 +35,8 @@ FIND_KEYS = text("""
            found.previous_expires_at, found.expires_at, found.revoked_at, found.last_used_at, now() AS now
     FROM (SELECT DISTINCT unnest(CAST(:prefixes AS text[]))) AS wanted (prefix), find_key(wanted.prefix) AS found
 """)
+
+FIND_ENDED = text("SELECT nonce FROM ended_among(CAST(:nonces AS text[])) AS nonce")
 
 
 class Scope(StrEnum):
@@ -193,17 +195,32 @@ def authenticate(raw_key: str) -> Principal:
 
 
 def authenticate_session(token: str) -> Principal:
-    """Returns who signed in. Raises `Unauthenticated` for a token that is made up or over, or whose key is not valid now."""
+    """Returns who signed in.
+
+    Raises `Unauthenticated` for a token that is made up, over or signed out, or whose key is not valid now.
+    """
     proof = read_session(token)
     if proof is None:
         raise _unauthenticated("The session is not known.")
     return _admit(proof)
 
 
+def end_session(session: Session, *, token: str, tenant: str) -> None:
+    """Ends a session of the pages for good; forgets those of the tenant that are over by now anyway."""
+    proof = read_session(token)
+    assert proof is not None  # noqa: S101  # whoever sent it was let in
+    session.execute(delete(EndedSession).where(EndedSession.expires_at < func.now()))
+    ended = insert(EndedSession).values(
+        tenant_id=tenant, nonce=proof.nonce, expires_at=func.to_timestamp(proof.expires_at)
+    )
+    session.execute(ended.on_conflict_do_nothing())
+
+
 def _admit(proof: Proof) -> Principal:
     with session_scope() as session:
         row = session.execute(FIND_KEYS, {"prefixes": [proof.prefix]}).one_or_none()
-    objection = _objection(row, proof)
+        ended = _ended(session, [proof])
+    objection = _objection(row, proof, ended=ended)
     if row is None or objection is not None:
         raise _unauthenticated(objection or "The API key is not known.")
     if row.last_used_at is None or row.now - row.last_used_at > LAST_USED_RESOLUTION:
@@ -212,21 +229,28 @@ def _admit(proof: Proof) -> Principal:
 
 
 def valid_keys(credentials: Collection[str]) -> set[str]:
-    """Returns, with one query, those of the keys and session tokens that would be let in now."""
+    """Returns those of the keys and session tokens that would be let in now."""
     read = {credential: read_key(credential) or read_session(credential) for credential in credentials}
     proofs = {credential: proof for credential, proof in read.items() if proof is not None}
     with session_scope() as session:
         rows = session.execute(FIND_KEYS, {"prefixes": [proof.prefix for proof in proofs.values()]})
         found = {row.prefix: row for row in rows}
+        ended = _ended(session, proofs.values())
     return {
         credential
         for credential, proof in proofs.items()
-        if _objection(found.get(proof.prefix), proof) is None
+        if _objection(found.get(proof.prefix), proof, ended=ended) is None
     }
 
 
-def _objection(row: Row[Any] | None, proof: Proof) -> str | None:
-    """Says why a key or session is not let in, given what `FIND_KEYS` found; None where it is."""
+def _ended(session: Session, proofs: Iterable[Proof]) -> frozenset[str]:
+    """The nonces of those that were signed out of; of keys nothing is asked."""
+    nonces = [proof.nonce for proof in proofs if isinstance(proof, SessionProof)]
+    return frozenset(session.scalars(FIND_ENDED, {"nonces": nonces})) if nonces else frozenset()
+
+
+def _objection(row: Row[Any] | None, proof: Proof, *, ended: frozenset[str]) -> str | None:
+    """Says why a key or session is not let in, given what `FIND_KEYS` and `FIND_ENDED` found; None where it is."""
     # Both comparisons are always made, of a key that does not exist with a hash that nothing has.
     is_current = proof.fits(bytes(row.secret_hash) if row else NOBODYS_HASH)
     is_previous = proof.fits(bytes(row.previous_hash or NOBODYS_HASH) if row else NOBODYS_HASH)
@@ -238,6 +262,8 @@ def _objection(row: Row[Any] | None, proof: Proof) -> str | None:
         return f"The API key '{row.name}' was revoked."
     if row.expires_at is not None and row.expires_at <= row.now:
         return f"The API key '{row.name}' expired at {row.expires_at.isoformat()}."
+    if isinstance(proof, SessionProof) and proof.nonce in ended:
+        return "The session was signed out of."
     if proof.expires_at is not None and proof.expires_at <= row.now.timestamp():
         return "The session is over."
     return None

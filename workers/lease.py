@@ -14,6 +14,7 @@ from service.config import get_settings
 from service.db import session_scope
 from service.failpoints import reach
 from service.updates.leases import LeaseState, renew_lease
+from workers.running_curve import RunningCurve
 from workers.training.contract import Progress, Signal
 
 log = get_logger(__name__)
@@ -48,6 +49,7 @@ class Lease:
         self._renew: Callable[..., LeaseState] = renew or renew_lease
         self._done = threading.Event()
         self._progress: Mapping[str, Any] | None = None
+        self._curve = RunningCurve()
         # In the context of whoever holds it, so that its log lines name the update too.
         self._thread = threading.Thread(
             target=copy_context().run, args=(self._keep,), name=f"lease-{claim.subject}", daemon=True
@@ -64,8 +66,10 @@ class Lease:
         self._thread.join()
 
     def report(self, progress: Progress) -> None:
-        """Takes the progress to be written with the next renewal."""
-        self._progress = asdict(progress)
+        """Takes the progress to be written with the next renewal, and the course of the loss until then with it."""
+        if progress.phase == "training" and progress.loss is not None:
+            self._curve.add(progress.step, progress.loss)
+        self._progress = {**asdict(progress), "losses": list(self._curve.points)}
         if progress.checkpoint_step:
             reach("checkpoint_written")
 

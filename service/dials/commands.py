@@ -13,7 +13,7 @@ from service.dials.queries import find_dial
 from service.dials.schemas import MOST_POINTS, DialRequest
 from service.errors import TooManyRequests, Unprocessable
 from service.evaluations.outcomes import Outcomes, mean_score, pack
-from service.models import Dial, DialScore, DialState, EvalSet, new_id
+from service.models import Dial, DialScore, DialState, EvalSet, Model, new_id
 from service.queue import nudge_after_commit
 from service.registry.queries import get_model
 from service.request_context import request_id
@@ -31,14 +31,7 @@ def request_dial(
     """
     row = get_model(session, model=model, for_change=True, hold=True)
     child, _ = sides_of(session, model=row, version=version)
-    _insert_first(
-        session,
-        Dial(
-            tenant_id=row.tenant_id, id=new_id("dia"), model_id=row.id, version=child.number, betas=[],
-            gate=row.gate, requested_by=principal.actor, request_id=request_id(), state=DialState.DONE,
-            max_attempts=get_settings().max_attempts,
-        ),
-    )  # fmt: skip
+    _insert_first(session, model=row, version=child.number, principal=principal)
     dial = find_dial(session, model=row, version=child.number, lock=True)
     assert dial is not None  # noqa: S101  # just made, if it was not there
     betas = sorted({PARENT, CHILD, *dial.betas, *(beta + 0.0 for beta in request.betas)})  # -0.0 is 0.0
@@ -48,14 +41,14 @@ def request_dial(
     return dial
 
 
-def _insert_first(session: Session, dial: Dial) -> None:
-    """Stores a dial unless the version has one: two first requests at once make one dial."""
-    values = {
-        name: getattr(dial, name)
-        for name in ("tenant_id", "id", "model_id", "version", "betas", "gate", "requested_by", "request_id", "state", "max_attempts")
-    }  # fmt: skip
-    statement = insert(Dial).values(values)
-    session.execute(statement.on_conflict_do_nothing(index_elements=["tenant_id", "model_id", "version"]))
+def _insert_first(session: Session, *, model: Model, version: int, principal: Principal) -> None:
+    """Stores a dial without points unless the version has one: two first requests at once make one dial."""
+    first = insert(Dial).values(
+        tenant_id=model.tenant_id, id=new_id("dia"), model_id=model.id, version=version, betas=[], gate=model.gate,
+        requested_by=principal.actor, request_id=request_id(), state=DialState.DONE,
+        max_attempts=get_settings().max_attempts,
+    )  # fmt: skip
+    session.execute(first.on_conflict_do_nothing(index_elements=["tenant_id", "model_id", "version"]))
 
 
 def _queue(session: Session, *, dial: Dial, betas: list[float]) -> None:

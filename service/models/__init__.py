@@ -9,6 +9,7 @@ from service.models.example import Example
 from service.models.idempotency import IdempotencyKey
 from service.models.model import Model
 from service.models.replay import ReplayEntry
+from service.models.session import EndedSession
 from service.models.task import Task
 from service.models.tenant import ApiKey, Tenant
 from service.models.update import Update, UpdateEvent, UpdateState
@@ -36,6 +37,7 @@ __all__ = [
     "Dial",
     "DialScore",
     "DialState",
+    "EndedSession",
     "Erasure",
     "EvalSet",
     "EventType",

@@ -1,22 +1,24 @@
 """Answers that are no pages: pictures, tables, and the way to the next page."""
 
 from collections.abc import Iterable, Mapping
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from fastapi.responses import RedirectResponse, Response
 from pydantic import BaseModel, ValidationError
 
 from service.errors import NotFound, Unprocessable
 from service.reports.flip_exports import csv_lines
+from service.web.raster import PngResponse
 
 Request = TypeVar("Request", bound=BaseModel)
+PictureForm = Literal["svg", "png"]
 
 
-def svg(picture: str | None) -> Response:
-    """Returns a picture. Raises `NotFound` where there is nothing to draw."""
-    if picture is None:
+def picture(drawn: str | None, form: PictureForm) -> Response:
+    """Returns a picture, given as SVG, in either form. Raises `NotFound` where there is nothing to draw."""
+    if drawn is None:
         raise NotFound("There is nothing to draw yet.", code="no_picture")
-    return Response(picture, media_type="image/svg+xml")
+    return PngResponse(drawn) if form == "png" else Response(drawn, media_type="image/svg+xml")
 
 
 def csv(rows: Iterable[Iterable[object]], *, name: str) -> Response:

@@ -111,8 +111,8 @@ def alias_moves(session: Session, *, model: Model, limit: int | None = None) -> 
     return list(session.scalars(statement.limit(limit)))
 
 
-def newest_updates(session: Session, *, model: Model, limit: int) -> list[Update]:
-    """Returns the model's newest updates."""
+def newest_updates(session: Session, *, model: Model, limit: int | None = None) -> list[Update]:
+    """Returns the model's updates, the newest first."""
     statement = select(Update).where(Update.model_id == model.id).order_by(Update.seq.desc()).limit(limit)
     return list(session.scalars(statement))
 

@@ -11,7 +11,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from service.version import VERSION
 from service.web.charts.svg import signed
 from service.web.session import Visitor
-from service.web.wording import decision_in_words, event_in_words, move_in_words, state_in_words
+from service.web.wording import (
+    alias_in_words,
+    decision_in_words,
+    event_in_words,
+    move_in_words,
+    state_in_words,
+)
 
 MISSING = "–"
 
@@ -25,7 +31,7 @@ def environment() -> Environment:
     )  # fmt: skip
     found.filters |= {
         "score": score, "percent": percent, "change": change, "moment": moment, "iso": iso, "seconds": seconds,
-        "state": state_in_words, "decision": decision_in_words, "move": move_in_words, "event": event_in_words,
+        "alias": alias_in_words, "state": state_in_words, "decision": decision_in_words, "move": move_in_words, "event": event_in_words,
     }  # fmt: skip
     found.globals["service_version"] = VERSION
     return found

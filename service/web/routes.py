@@ -18,6 +18,7 @@ from service.dependencies import PageDep, PageRequest
 from service.errors import Forbidden, NotFound, Unauthenticated
 from service.models import Model
 from service.response_headers import PAGES_PREFIX, STATIC_PREFIX
+from service.security import end_session
 from service.web import answers, session
 from service.web.errors import SIGN_IN, install_error_pages, own_path
 from service.web.model_routes import router as models
@@ -31,11 +32,13 @@ from service.web.views.overview import COLUMNS, ModelLine, model_lines
 STATIC = Path(__file__).parent / "static"
 MODELS = f"{PAGES_PREFIX}/models"
 router = APIRouter(include_in_schema=False)
+PARTS = (router, models, versions, updates)
+"""The routes of all pages."""
 
 
 def add_pages(app: FastAPI) -> None:
     """Adds all pages to the app, and makes errors among them pages too. Comes after the handlers of errors."""
-    for part in (router, models, versions, updates):
+    for part in PARTS:
         app.include_router(part)
     app.mount(STATIC_PREFIX.rstrip("/"), StaticFiles(directory=STATIC), name="static")
     install_error_pages(app)
@@ -84,8 +87,9 @@ async def sign_in(request: Request, form: OpenForm) -> Response:
 
 
 @router.post(f"{PAGES_PREFIX}/signout")
-async def sign_out(_form: OwnForm) -> Response:
-    """Takes the session away from the browser."""
+def sign_out(visitor: VisitorDep, session: SessionDep, _form: OwnForm) -> Response:
+    """Ends the session: whoever kept its cookie is let in no more."""
+    end_session(session, token=visitor.token, tenant=visitor.principal.tenant)
     response = answers.see_other(SIGN_IN)
     response.delete_cookie(COOKIE, path=PAGES_PREFIX)
     return response

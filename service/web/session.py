@@ -1,10 +1,14 @@
 """Signing in with an API key: a cookie that stands for the key, checked against the database at every request.
 
-The cookie holds a token (`service.credentials`), never the key. A revoked, rotated or expired key ends its sessions at once.
+The cookie holds a token (`service.credentials`), never the key. A revoked, rotated or expired key ends its sessions at once,
+signing out ends the one.
 Forms carry a second token bound to the first; a browser's own word on where a form comes from is asked for too.
 """
 
+import hashlib
 import hmac
+import json
+import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -63,6 +67,15 @@ class Form:
         """Returns every value of the field."""
         return list(self.fields.get(name, []))
 
+    def digest(self) -> str:
+        """Returns a hash of all that was sent: the same for the same form, sent again."""
+        return hashlib.sha256(json.dumps(sorted(self.fields.items())).encode()).hexdigest()
+
+
+def new_form() -> str:
+    """Returns the number of a form that is to be acted on once, however often it is sent."""
+    return secrets.token_hex(16)
+
 
 def sign_in(raw_key: str) -> str:
     """Returns the token of a new session. Raises `Unauthenticated`, and `Forbidden` for a key that may not read."""
@@ -73,9 +86,12 @@ def sign_in(raw_key: str) -> str:
 
 
 def set_cookie(request: Request, response: Response, token: str) -> None:
-    """Gives the browser its session: for pages alone, out of reach of scripts and of other sites."""
+    """Gives the browser its session: for pages alone, and out of reach of scripts.
+
+    A link from elsewhere, from a mail, may open a page, which changes nothing; no other request of another site carries it.
+    """
     response.set_cookie(
-        COOKIE, token, max_age=SESSION_SECONDS, path=PAGES_PREFIX, httponly=True, samesite="strict",
+        COOKIE, token, max_age=SESSION_SECONDS, path=PAGES_PREFIX, httponly=True, samesite="lax",
         secure=_over_https(request),
     )  # fmt: skip
 

@@ -17,9 +17,10 @@ from service.updates.event_stream import EventStream, LastEventId
 from service.updates.queries import get_update, has_ended
 from service.updates.schemas import Decision
 from service.web import answers, queries
+from service.web.answers import PictureForm
 from service.web.rendering import page
 from service.web.session import Form, OwnForm, SessionDep, Visitor, VisitorDep
-from service.web.views.progress import EVENTS, view_update
+from service.web.views.progress import EVENTS, LOSSES, view_update
 
 router = APIRouter(prefix=f"{PAGES_PREFIX}/updates/{{update}}", include_in_schema=False)
 
@@ -64,6 +65,20 @@ def export_events(update: UpdatePath, _visitor: VisitorDep, session: SessionDep)
     events = queries.update_events(session, update_id=row.id)
     rows = ((event.id, event.type, event.at.isoformat(), json.dumps(event.data)) for event in events)
     return answers.csv([EVENTS, *rows], name=f"{row.id}-events")
+
+
+@router.get("/loss.csv")
+def export_losses(update: UpdatePath, _visitor: VisitorDep, session: SessionDep) -> Response:
+    """Sends the loss over the steps taken so far."""
+    view = view_update(session, update=get_update(session, update_id=update))
+    return answers.csv([LOSSES, *view.losses], name=f"{view.update.id}-loss")
+
+
+@router.get("/loss.{form}")
+def draw_losses(update: UpdatePath, form: PictureForm, _visitor: VisitorDep, session: SessionDep) -> Response:
+    """Sends the same as a curve."""
+    view = view_update(session, update=get_update(session, update_id=update))
+    return answers.picture(view.curve, form)
 
 
 @router.post("/cancel")

@@ -3,6 +3,7 @@
 from typing import Any
 
 from service.models import UpdateState
+from service.registry.queries import CHAMPION
 
 STATES = {
     UpdateState.QUEUED: "○ queued",
@@ -33,6 +34,11 @@ def state_in_words(state: str) -> str:
 def decision_in_words(decision: str) -> str:
     """A decision of the gate with its sign."""
     return DECISIONS.get(decision, decision)
+
+
+def alias_in_words(alias: str) -> str:
+    """An alias; the champion's has a star."""
+    return f"★ {alias}" if alias == CHAMPION else alias
 
 
 def move_in_words(kind: str) -> str:

@@ -11,6 +11,7 @@ import pytest
 from playwright.sync_api import Browser as Chromium
 from playwright.sync_api import ConsoleMessage, Page, Request, expect, sync_playwright
 
+from tests.browser.screenshots import reduced
 from tests.service.cli.served import serving
 
 CHROMIUM = shutil.which("chromium")
@@ -80,7 +81,8 @@ class Visit:
     def picture(self, name: str) -> None:
         """Keeps a screenshot of the whole page, where the environment asks for it."""
         if SCREENSHOTS:
-            self.page.screenshot(path=Path(SCREENSHOTS) / f"{name}.png", full_page=True)
+            picture = reduced(self.page.screenshot(full_page=True), context=self.page.context)
+            (Path(SCREENSHOTS) / f"{name}.png").write_bytes(picture)
 
 
 @pytest.fixture(scope="session")

@@ -67,7 +67,7 @@ def follow_an_update(visit: Visit, world: World) -> None:
     """The page goes from queued to the end without being loaded again."""
     page = visit.page
     page.get_by_label("events").check()
-    page.get_by_label("Epochs").fill("8")
+    page.get_by_label("Epochs").fill("24")
     page.get_by_label("Promotion").select_option("whatever the verdict")
     page.get_by_role("button", name="Request the update").click()
     live = page.locator("#state")
@@ -78,7 +78,7 @@ def follow_an_update(visit: Visit, world: World) -> None:
     worker.start()
     try:
         expect(page.get_by_role("progressbar")).to_be_visible()
-        page.wait_for_function("() => document.querySelector('#state').innerText.match(/step \\d+|promoted/)")
+        expect(page.get_by_role("img", name=re.compile(r"Loss curve over \d\d steps"))).to_be_visible()
         visit.picture("update")
         expect(live).to_have_attribute("data-state", "promoted", timeout=300_000)
     finally:
@@ -100,8 +100,24 @@ def open_a_flip(visit: Visit, world: World) -> None:
     summary.focus()
     page.keyboard.press("Enter")
     expect(page.locator(".flips blockquote").first).to_have_text(flip["content"]["text"])
+    turn_the_dial(visit, world)
     visit.picture("version")
     assert visit.faults() == []
+
+
+def turn_the_dial(visit: Visit, world: World) -> None:
+    """The dial is asked for on the page and shown there once a worker has scored it; what was rehearsed stands above it."""
+    page = visit.page
+    expect(page.get_by_role("region", name="What was rehearsed").get_by_role("row")).to_have_count(1 + 4)
+    page.get_by_role("button", name="Have it scored").click()
+    expect(page.get_by_text("It waits for a worker")).to_be_visible()
+    assert visit.faults() == []
+    world.dial(4)
+    page.reload()
+    expect(
+        page.get_by_role("img", name=re.compile("Scores on 4 tasks between version 3 and"))
+    ).to_be_visible()
+    page.locator(".flips summary").first.click()
 
 
 def roll_back(visit: Visit, world: World) -> None:
@@ -110,6 +126,7 @@ def roll_back(visit: Visit, world: World) -> None:
     visit.open("/ui/models/triage")
     visit.picture("model")
     assert visit.faults() == []
+    climb_the_tree(visit)
     page.get_by_role("link", name="Roll back to v3…").click()
     expect(page.get_by_role("heading", name="Roll back from v4 to v3?")).to_be_visible()
     visit.picture("rollback")
@@ -122,6 +139,28 @@ def roll_back(visit: Visit, world: World) -> None:
     expect(page.get_by_role("row", name=re.compile("triage")).get_by_role("link", name="v3")).to_be_visible()
     visit.picture("models")
     assert visit.faults() == []
+
+
+def climb_the_tree(visit: Visit) -> None:
+    """Every version of the tree can be reached with the keyboard and leads to its page."""
+    page = visit.page
+    tree = page.get_by_role("group", name="Lineage of triage: 5 versions")
+    expect(tree.get_by_role("link")).to_have_count(5)
+    tree.get_by_role("link", name=re.compile("v2")).focus()
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", name="Version 2")).to_be_visible()
+    page.go_back()
+
+
+def test_a_link_in_a_mail_leads_to_its_page(client: TestClient, visit: Visit) -> None:
+    World(client).model()
+    visit.open("/ui/signin")
+    visit.sign_in(key_of(client))
+    page = visit.page
+    page.goto("about:blank")  # a mail program's window: no page of the service
+    page.set_content(f'<a href="{visit.origin}/ui/models/triage">Your update was held</a>')
+    page.get_by_role("link", name="Your update was held").click()
+    expect(page.get_by_role("heading", name="triage")).to_be_visible()
 
 
 def test_pages_can_be_read_where_scripts_are_off(client: TestClient, visit: Visit) -> None:

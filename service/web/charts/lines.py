@@ -19,18 +19,17 @@ def sparkline(values: Sequence[float], *, label: str) -> str:
         y = axis_over(values, start=SPARK_HEIGHT - 4, end=4)
         points = [(x.at(place), y.at(value)) for place, value in enumerate(values)]
         _line(root, points)
-        add(
-            root,
-            "circle",
-            {"cx": points[-1][0], "cy": points[-1][1], "r": 3, "fill": ACCENT, "class": "accent"},
-        )
+        _dot(root, *points[-1])
     return finished(root)
 
 
-def loss_curve(points: Sequence[tuple[float, float]]) -> str:
-    """Returns the loss over the steps of a training; `points` are (step, mean loss up to it)."""
+def loss_curve(points: Sequence[tuple[float, float]], *, total_steps: int = 0) -> str:
+    """Returns the loss over the steps of a training, `points` being (step, mean loss up to it).
+
+    There is room for `total_steps`, of a training that still goes.
+    """
     root = drawing(CURVE_WIDTH, CURVE_HEIGHT, label=_in_words(points))
-    x = Axis(0, max([1.0, *(step for step, _ in points)]), LEFT, CURVE_WIDTH - 2 * MARGIN)
+    x = Axis(0, max([1.0, total_steps, *(step for step, _ in points)]), LEFT, CURVE_WIDTH - 2 * MARGIN)
     y = axis_over([0.0, *(loss for _, loss in points)], start=CURVE_HEIGHT - BOTTOM, end=MARGIN)
     for mark in y.marks(4):
         rule(root, LEFT, y.at(mark), CURVE_WIDTH - 2 * MARGIN, y.at(mark))
@@ -39,7 +38,13 @@ def loss_curve(points: Sequence[tuple[float, float]]) -> str:
         write(root, x.at(mark), CURVE_HEIGHT - BOTTOM + 14, f"{mark:g}", ink="faint", anchor="middle")
     write(root, CURVE_WIDTH - 2 * MARGIN, CURVE_HEIGHT - 8, "step", ink="faint", anchor="end")
     _line(root, [(x.at(step), y.at(loss)) for step, loss in points])
+    for step, loss in points[-1:]:
+        _dot(root, x.at(step), y.at(loss))
     return finished(root)
+
+
+def _dot(root: Element, x: float, y: float) -> None:
+    add(root, "circle", {"cx": x, "cy": y, "r": 3, "fill": ACCENT, "class": "accent"})
 
 
 def _in_words(points: Sequence[tuple[float, float]]) -> str:

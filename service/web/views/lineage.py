@@ -1,13 +1,12 @@
-"""One model: its matrix, its lineage, who moved its aliases."""
+"""One model: its matrix, its versions and updates, who moved its aliases."""
 
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sqlalchemy.orm import Session
 
 from service.models import AliasMove, Model, Task, Update
-from service.registry.queries import get_champion, list_aliases, previous_champion
+from service.registry.queries import get_champion, previous_champion
 from service.registry.schemas import AdapterSpec
 from service.reports.schemas import ForgettingReport
 from service.response_headers import PAGES_PREFIX
@@ -17,8 +16,10 @@ from service.updates.schemas import StrategyInfo
 from service.web import queries
 from service.web.charts.heatmap import MatrixPicture, heatmap
 from service.web.queries import Taught, VersionLine
+from service.web.views.tree import Aliases, aliases_by_version, draw_tree
 
 NEWEST_UPDATES, NEWEST_MOVES = 12, 20
+UPDATES = ("id", "state", "strategy", "requested_by", "created_at", "parent_version", "version")
 HISTORY = ("alias", "kind", "from_version", "to_version", "by", "reason", "update", "at")
 
 
@@ -30,10 +31,11 @@ class ModelView:
     champion: int
     previous: int | None
     report: ForgettingReport
-    picture: str  # SVG
+    picture: str  # the matrix, as SVG
+    tree: str  # all versions, as SVG
     versions: Sequence[VersionLine]
     taught: Taught
-    aliases: Mapping[int, Sequence[str]]  # by version
+    aliases: Aliases
     updates: Sequence[Update]
     moves: Sequence[AliasMove]
     tasks: Sequence[Task]
@@ -45,18 +47,29 @@ def view_model(session: Session, *, model: Model, report: ForgettingReport) -> M
     champion = get_champion(session, model=model)
     previous = previous_champion(session, champion=champion)
     taught = queries.taught_tasks(session, models=[model])[model.id]
-    aliases: dict[int, list[str]] = defaultdict(list)
-    for alias in list_aliases(session, model=model):
-        aliases[alias.version].append(alias.name)
+    aliases = aliases_by_version(session, model=model)
+    versions = queries.version_lines(session, model=model)
     return ModelView(
         model=model, champion=champion.version, previous=previous.to_version if previous else None, report=report,
         picture=heatmap(matrix_picture(report, taught=taught, champion=champion.version)),
-        versions=queries.version_lines(session, model=model), taught=taught, aliases=aliases,
+        tree=draw_tree(model, versions=versions, taught=taught, aliases=aliases, end=report.version),
+        versions=versions, taught=taught, aliases=aliases,
         updates=queries.newest_updates(session, model=model, limit=NEWEST_UPDATES),
         moves=queries.alias_moves(session, model=model, limit=NEWEST_MOVES),
         tasks=session.scalars(live_tasks(model=model).order_by(Task.seq)).all(),
         strategies=fitting_strategies(model),
     )  # fmt: skip
+
+
+def update_rows(session: Session, *, model: Model) -> list[Sequence[object]]:
+    """Returns all of the model's updates as a table, the newest first."""
+    return [
+        UPDATES,
+        *(
+            (u.id, u.state, u.strategy, u.requested_by, u.created_at.isoformat(), u.parent_version, u.version)
+            for u in queries.newest_updates(session, model=model)
+        ),
+    ]
 
 
 def matrix_picture(report: ForgettingReport, *, taught: Taught, champion: int) -> MatrixPicture:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from sqlalchemy.orm import Session
 
 from service.models import Model, Update, UpdateState
+from service.registry.queries import get_model
 from service.reports.schemas import ForgettingReport
 from service.web import queries
 from service.web.charts.lines import sparkline
@@ -15,6 +16,7 @@ COLUMNS = (
     "model", "base_model", "champion", "average_accuracy", "worst_retention", "queued", "held", "last_update",
     "last_update_state", "last_update_at",
 )  # fmt: skip
+AVERAGES = ("version", "average_score")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,20 +67,35 @@ def model_lines(
     ]  # fmt: skip
 
 
-def average_course(report: ForgettingReport, taught: Taught) -> list[float]:
+def average_course(report: ForgettingReport, taught: Taught) -> dict[int, float]:
     """Returns, for each version of a lineage that knew a task, its mean score on those learnt by then."""
-    course, known = [], set[str]()
+    course, known = dict[int, float](), set[str]()
     for version, cells in zip(report.versions, report.matrix, strict=True):
         known |= taught.get(version, frozenset())
         scored = [
             cell for task, cell in zip(report.tasks, cells, strict=True) if task in known and cell is not None
         ]
         if scored:
-            course.append(sum(scored) / len(scored))
+            course[version] = sum(scored) / len(scored)
     return course
 
 
+def average_chart(session: Session, *, report: ForgettingReport) -> str:
+    """Returns the course of a lineage's mean score as a sparkline."""
+    return _spark(report, _taught(session, report))
+
+
+def average_rows(session: Session, *, report: ForgettingReport) -> list[Sequence[object]]:
+    """Returns the same as a table."""
+    return [AVERAGES, *average_course(report, _taught(session, report)).items()]
+
+
+def _taught(session: Session, report: ForgettingReport) -> Taught:
+    model = get_model(session, model=report.model)
+    return queries.taught_tasks(session, models=[model])[model.id]
+
+
 def _spark(report: ForgettingReport, taught: Taught) -> str:
-    course = average_course(report, taught)
+    course = list(average_course(report, taught).values())
     ends = f" from {course[0]:.2f} to {course[-1]:.2f}" if course else ""
     return sparkline(course, label=f"Mean score of {report.model} over {len(course)} versions{ends}")

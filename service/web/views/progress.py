@@ -15,6 +15,9 @@ from service.web import queries
 from service.web.charts.lines import loss_curve
 
 EVENTS = ("id", "type", "at", "data")
+LOSSES = ("step", "loss")
+Loss = tuple[int, float]
+"""A step, and the mean loss of the steps up to it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,8 +26,9 @@ class UpdateView:
 
     update: UpdateRead
     events: Sequence[UpdateEvent]
-    curve: str | None  # the loss as SVG, once a version was made
-    trained: Mapping[str, Any]  # what the training took
+    losses: Sequence[Loss]  # of the training as it goes, then of all of it
+    curve: str | None  # the same as SVG
+    trained: Mapping[str, Any]  # what the training took, once a version was made
 
     @property
     def is_finished(self) -> bool:
@@ -40,13 +44,18 @@ class UpdateView:
 def view_update(session: Session, *, update: Update) -> UpdateView:
     """Returns what the page shows."""
     trained = _statistics(session, update=update)
-    losses = trained.get("losses")
+    losses = _losses(trained or update.progress or {})
     return UpdateView(
         update=describe_update(session, update=update),
         events=queries.update_events(session, update_id=update.id),
-        curve=loss_curve([(step, loss) for step, loss in losses]) if losses else None,
-        trained=trained,
-    )
+        losses=losses, trained=trained,
+        curve=loss_curve(losses, total_steps=(update.progress or {}).get("total_steps", 0)) if losses else None,
+    )  # fmt: skip
+
+
+def _losses(told: Mapping[str, Any]) -> list[Loss]:
+    """The curve that a version's statistics end with, or that the progress of an update brings along."""
+    return [(step, loss) for step, loss in told.get("losses", [])]
 
 
 def _statistics(session: Session, *, update: Update) -> dict[str, Any]:

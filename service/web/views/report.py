@@ -1,14 +1,16 @@
 """The report of one version: what it gave and cost, the verdict in words, the examples that changed sides."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from service.reports.schemas import Flip, TaskReport, UpdateReport
+from service.reports.schemas import TaskReport, UpdateReport
 from service.web.charts.whiskers import Change, whiskers
 
 COLUMNS = (
     "task", "role", "eval_size", "score", "parent_score", "learned_score", "best_score", "delta", "delta_low",
     "delta_high", "p_value", "p_value_holm", "forgetting", "negative_flips", "positive_flips",
 )  # fmt: skip
+REASONS = ("task", "rule", "decision", "observed", "bound", "detail")
 RULES = {
     "max_regression": "no more may be lost than tolerated",
     "min_new_score": "a new task must reach its least score",
@@ -32,9 +34,14 @@ def task_rows(report: UpdateReport) -> list[Sequence[object]]:
     return [COLUMNS, *(_row(task) for task in report.tasks)]
 
 
-def content_in_words(flip: Flip) -> str:
+def reason_rows(report: UpdateReport) -> list[Sequence[object]]:
+    """Returns what the gate found as a table, the gravest first; without rows where it has not judged."""
+    reasons = report.verdict.reasons if report.verdict else []
+    return [REASONS, *(tuple(getattr(reason, name) for name in REASONS) for reason in reasons)]
+
+
+def content_in_words(content: Mapping[str, Any]) -> str:
     """Returns the text of an example, whatever its shape."""
-    content = flip.content
     if "messages" in content:
         return "\n".join(f"{turn.get('role')}: {turn.get('content')}" for turn in content["messages"])
     return "\n→ ".join(str(content[name]) for name in ("text", "prompt", "completion") if name in content)

@@ -18,6 +18,8 @@ from service.registry.queries import (
 )
 from service.tasks.queries import live_tasks
 
+DIFFERENCES = ("task", "now", "then", "change")
+
 
 @dataclass(frozen=True, slots=True)
 class Difference:
@@ -72,6 +74,11 @@ def view_rollback(session: Session, *, model: Model, to: int | None) -> Rollback
         held=_count(session, model, Update.state == UpdateState.AWAITING_APPROVAL),
         queued=_count(session, model, Update.state == UpdateState.QUEUED, Update.parent == "champion"),
     )  # fmt: skip
+
+
+def difference_rows(view: RollbackView) -> list[Sequence[object]]:
+    """Returns the scores before and after as a table."""
+    return [DIFFERENCES, *((line.task, line.now, line.then, line.change) for line in view.differences)]
 
 
 def _differences(session: Session, *, model: Model, now: int, then: int) -> list[Difference]:

@@ -12,6 +12,7 @@ from service.web import queries
 from service.web.charts.scatter import TradeOff, scatter
 from service.web.queries import VersionLine
 
+TRADE_OFFS = ("version", "worst_change", "new_score", "decision")
 BySet = dict[str, float]  # scores by eval set, the newest last
 
 
@@ -22,6 +23,12 @@ def trade_off_chart(session: Session, *, model: Model, this: int | None = None) 
         return None
     bounds = model.gate["max_regression"], model.gate["min_new_score"]
     return scatter(points, tolerated=bounds[0], least_new=bounds[1])
+
+
+def trade_off_rows(session: Session, *, model: Model) -> list[Sequence[object]]:
+    """Returns the same as a table."""
+    points = trade_offs(session, model=model, this=None)
+    return [TRADE_OFFS, *((p.version, p.worst_change, p.new_score, p.decision) for p in points)]
 
 
 def trade_offs(session: Session, *, model: Model, this: int | None = None) -> list[TradeOff]:

@@ -1,6 +1,7 @@
 """What may be done on pages, by whom, and what comes of it."""
 
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from fastapi.testclient import TestClient
@@ -41,6 +42,54 @@ def test_the_form_requests_the_update_that_it_shows(world: World, browser: Brows
     )
     assert "○ queued" in browser.read(answer.headers["Location"])
     assert "1 queued" in visible_text(browser.read("/ui/models"))
+
+
+def number_of(html: str) -> str:
+    """The number that the form of a page carries."""
+    found = re.search(r'name="form" value="(\w+)"', html)
+    assert found is not None
+    return found[1]
+
+
+def test_a_form_that_is_sent_twice_asks_for_one_update(world: World, browser: Browser, colours: str) -> None:
+    form = {**FORM, "form": number_of(browser.read("/ui/models/triage"))}
+    first = browser.send_own("/ui/models/triage/updates", **form)
+    again = browser.send_own("/ui/models/triage/updates", **form)
+    assert (first.status_code, again.status_code) == (303, 303)
+    assert again.headers["Location"] == first.headers["Location"]
+    assert len(world.get("/models/triage/updates")["data"]) == 1
+
+
+def test_a_form_that_is_sent_by_a_double_click_asks_for_one_update(
+    world: World, browser: Browser, colours: str
+) -> None:
+    form = {**FORM, "form": number_of(browser.read("/ui/models/triage")), "token": browser.token()}
+    with ThreadPoolExecutor(4) as clicks:
+        sent = [clicks.submit(browser.send, "/ui/models/triage/updates", **form) for _ in range(4)]
+        places = {click.result().headers["Location"] for click in sent}
+    assert len(places) == 1
+    assert len(world.get("/models/triage/updates")["data"]) == 1
+
+
+def test_another_form_asks_for_another_update_and_so_does_a_changed_one(
+    world: World, browser: Browser, colours: str
+) -> None:
+    form = {**FORM, "form": number_of(browser.read("/ui/models/triage"))}
+    browser.send_own("/ui/models/triage/updates", **form)
+    browser.send_own("/ui/models/triage/updates", **{**form, "epochs": "3"})
+    browser.send_own(
+        "/ui/models/triage/updates", **{**FORM, "form": number_of(browser.read("/ui/models/triage"))}
+    )
+    assert len(world.get("/models/triage/updates")["data"]) == 3
+
+
+def test_a_form_that_was_refused_may_be_mended_and_sent_again(
+    world: World, browser: Browser, colours: str
+) -> None:
+    form = {**FORM, "form": number_of(browser.read("/ui/models/triage"))}
+    assert browser.send_own("/ui/models/triage/updates", **{**form, "tasks": ["none"]}).status_code == 404
+    assert browser.send_own("/ui/models/triage/updates", **form).status_code == 303
+    assert len(world.get("/models/triage/updates")["data"]) == 1
 
 
 def test_the_form_offers_the_strategies_that_an_update_may_ask_for(browser: Browser, colours: str) -> None:

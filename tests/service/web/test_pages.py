@@ -3,12 +3,15 @@
 import csv
 import io
 import re
+from html import unescape
 from xml.etree import ElementTree
 
 import pytest
 
 from tests.scenes import World
 from tests.service.web.visitors import PICTURES, TABLES, Browser, paths, visible_text
+
+SVG = "{http://www.w3.org/2000/svg}"
 
 
 def test_a_browser_at_the_root_finds_the_pages_and_a_client_does_not(scene: World, reader: Browser) -> None:
@@ -94,9 +97,9 @@ def test_a_model_that_learnt_nothing_yet_has_a_page(reader: Browser) -> None:
     assert reader.get("/ui/models/fresh/rollback").status_code == 409
 
 
-@pytest.mark.parametrize("name", PICTURES)
+@pytest.mark.parametrize("name", [*PICTURES, "averages"])
 def test_pictures_stand_alone_and_are_those_of_the_page(reader: Browser, name: str) -> None:
-    answer = reader.get(f"/ui/models/long/{name}?version=5")
+    answer = reader.get(f"/ui/models/long/{name}.svg?version=5")
     assert answer.headers["Content-Type"] == "image/svg+xml"
     root = ElementTree.fromstring(answer.text)
     assert root.tag == "{http://www.w3.org/2000/svg}svg"
@@ -105,8 +108,47 @@ def test_pictures_stand_alone_and_are_those_of_the_page(reader: Browser, name: s
         for element in root.iter()
         if element.get("style") or element.tag.endswith(("style", "script"))
     ]
-    page = "" if name == "matrix.svg" else "/versions/5"
-    assert answer.text in reader.read(f"/ui/models/long{page}")
+    pages = {"matrix": "/long", "lineage": "/long", "averages": ""}
+    assert answer.text in reader.read(f"/ui/models{pages.get(name, '/long/versions/5')}")
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_every_picture_of_a_page_is_offered_in_both_forms(reader: Browser, name: str) -> None:
+    page = "/ui/models/long" if name in ("matrix", "lineage") else "/ui/models/long/versions/5"
+    html = reader.read(page)
+    assert {f"/ui/models/long/{name}.{form}" for form in ("svg", "png")} <= addresses(html)
+
+
+def addresses(html: str) -> set[str]:
+    """Where a page's links lead, without their queries."""
+    return {link.partition("?")[0] for link in re.findall(r'href="([^"]+)"', html)}
+
+
+def test_every_table_is_offered_as_csv_and_every_offer_is_there(reader: Browser) -> None:
+    offered = set()
+    for page in ("/ui/models", "/ui/models/long", "/ui/models/long/versions/5", "/ui/models/long/rollback"):
+        html = reader.read(page)
+        found = {link for link in re.findall(r'href="([^"]+)"', html) if ".csv" in link}
+        assert len(found) >= html.count("<table>"), page
+        offered |= found
+    for link in offered:
+        assert reader.get(unescape(link)).headers["Content-Type"].startswith("text/csv"), link
+
+
+def test_the_lineage_as_a_table_says_what_the_page_says(scene: World, reader: Browser) -> None:
+    rows = list(csv.DictReader(io.StringIO(reader.read("/ui/models/long/lineage.csv"))))
+    assert [row["version"] for row in rows] == ["5", "4", "3", "2", "1", "0"]
+    assert (rows[0]["parent"], rows[0]["aliases"], rows[0]["learnt"]) == ("4", "champion", "task-1")
+    assert rows[0]["verdict"] == scene.get("/models/long/versions/5/report")["verdict"]["decision"]
+    assert (rows[5]["parent"], rows[5]["strategy"]) == ("", "")
+
+
+def test_the_tree_leads_to_every_version(reader: Browser) -> None:
+    tree = ElementTree.fromstring(reader.read("/ui/models/long/lineage.svg"))
+    links = {link.get("href"): " ".join(link.itertext()) for link in tree.iter(f"{SVG}a")}
+    assert set(links) == {f"/ui/models/long/versions/{number}" for number in range(6)}
+    assert "v5" in links["/ui/models/long/versions/5"]
+    assert "champion" in links["/ui/models/long/versions/5"]
 
 
 @pytest.mark.parametrize("name", TABLES)

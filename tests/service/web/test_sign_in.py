@@ -1,14 +1,24 @@
 """Signing in: a session that is no key, ends with its key, and is of no use to other sites."""
 
+import re
 import time
+from datetime import UTC, datetime
 
 import pytest
+from fastapi.dependencies.models import Dependant
+from fastapi.routing import APIRoute
 from fastapi.testclient import TestClient
+from sqlalchemy import select
 
 from service.credentials import new_session, read_key
-from service.web.session import COOKIE
+from service.db import session_scope
+from service.models import EndedSession
+from service.security import valid_keys
+from service.web.routes import PARTS
+from service.web.session import COOKIE, read_form
 from tests.scenes import World, make_client
-from tests.service.web.visitors import Browser, key_of
+from tests.service.web.statements import counted
+from tests.service.web.visitors import Browser, key_of, paths
 
 
 def test_whoever_is_signed_out_is_asked_to_sign_in_and_comes_back_to_the_page(client: TestClient) -> None:
@@ -27,7 +37,7 @@ def test_the_cookie_holds_neither_key_nor_its_hash_and_is_for_pages_alone(client
     assert key is not None
     assert browser.key.rpartition("_")[2] not in cookie
     assert key.digest.hex() not in cookie
-    assert {"HttpOnly", "Path=/ui", "SameSite=strict"} <= set(cookie.split("; "))
+    assert {"HttpOnly", "Path=/ui", "SameSite=lax"} <= set(cookie.split("; "))
     assert "Secure" not in cookie
 
 
@@ -115,6 +125,66 @@ def test_signing_out_takes_the_session_away(browser: Browser) -> None:
     answer = browser.send_own("/ui/signout")
     assert (answer.status_code, answer.headers["Location"]) == (303, "/ui/signin")
     assert browser.get("/ui/models").status_code == 303
+
+
+def test_a_cookie_that_somebody_kept_is_worth_nothing_after_signing_out(
+    client: TestClient, browser: Browser
+) -> None:
+    other = Browser(client)
+    kept = browser.http.cookies[COOKIE]
+    browser.send_own("/ui/signout")
+    browser.http.cookies.set(COOKIE, kept, path="/ui", domain="testserver.local")
+    ended = browser.get("/ui/models")
+    assert (ended.status_code, ended.headers["Location"]) == (303, "/ui/signin?next=%2Fui%2Fmodels&ended=1")
+    assert valid_keys([kept, other.http.cookies[COOKIE], browser.key]) == {
+        other.http.cookies[COOKIE],
+        browser.key,
+    }
+    assert other.get("/ui/models").status_code == 200
+
+
+def test_sessions_that_are_over_anyway_are_forgotten_at_the_next_signing_out(browser: Browser) -> None:
+    long_over = datetime(2020, 1, 1, tzinfo=UTC)
+    with session_scope(tenant="acme") as session:
+        session.add(EndedSession(tenant_id="acme", nonce="0" * 32, expires_at=long_over))
+    nonce = browser.nonce
+    browser.send_own("/ui/signout")
+    with session_scope(tenant="acme") as session:
+        assert list(session.scalars(select(EndedSession.nonce))) == [nonce]
+
+
+def test_a_link_from_another_site_opens_a_page_and_changes_nothing(browser: Browser, long: str) -> None:
+    """What a browser sends when somebody follows a link in a mail: the cookie, which is lax, and where it came from."""
+    for path in paths(browser, long):
+        with counted() as statements:
+            answer = browser.get(path, **{"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"})
+        assert answer.status_code == 200, path
+        written = [text for text in statements if re.match(r"\s*(INSERT|UPDATE|DELETE)", text)]
+        assert written == [], path
+
+
+def test_whatever_changes_something_asks_where_its_form_comes_from() -> None:
+    forms = {
+        (route.path, method): asks_for_origin(route.dependant)
+        for part in PARTS
+        for route in part.routes
+        if isinstance(route, APIRoute)
+        for method in route.methods - {"GET", "HEAD"}
+    }
+    assert len(forms) >= 8
+    assert {method for _, method in forms} == {"POST"}
+    assert [form for form, asks in forms.items() if not asks] == []
+
+
+def asks_for_origin(dependant: Dependant) -> bool:
+    """Whether a route reads its form with the check of where it comes from."""
+    return dependant.call is read_form or any(asks_for_origin(part) for part in dependant.dependencies)
+
+
+def test_other_sites_can_neither_hold_a_page_s_window_nor_use_its_pictures(browser: Browser) -> None:
+    headers = browser.get("/ui/models").headers
+    assert headers["Cross-Origin-Opener-Policy"] == "same-origin"
+    assert headers["Cross-Origin-Resource-Policy"] == "same-origin"
 
 
 @pytest.mark.parametrize(

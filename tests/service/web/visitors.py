@@ -9,8 +9,12 @@ from fastapi.testclient import TestClient
 
 from bench.client import Client
 
-PICTURES = ("matrix.svg", "trade-offs.svg", "versions/5/changes.svg")
-TABLES = ("matrix.csv", "history.csv", "versions/5/changes.csv", "versions/5/flips.csv")
+PICTURES = ("matrix", "lineage", "trade-offs", "versions/5/changes")
+"""Of the model's page and of a version's; a small one, the averages, stands in the list."""
+TABLES = (
+    "matrix.csv", "averages.csv", "lineage.csv", "history.csv", "trade-offs.csv", "updates.csv", "rollback.csv",
+    "versions/5/reasons.csv", "versions/5/changes.csv", "versions/5/flips.csv",
+)  # fmt: skip
 
 
 def key_of(client: TestClient) -> str:
@@ -45,6 +49,11 @@ class Browser:
     def send_own(self, path: str, **fields: object) -> httpx.Response:
         """POSTs a form with the token of this session."""
         return self.send(path, token=self.token(), **fields)
+
+    @property
+    def nonce(self) -> str:
+        """What tells this session from others."""
+        return str(self.http.cookies["palimpsest_session"]).split("_")[3]
 
     def token(self) -> str:
         """The token that the forms of this session carry."""
@@ -88,6 +97,7 @@ def update_page(browser: Browser, model: str) -> str:
 def paths(browser: Browser, model: str = "long") -> list[str]:
     """Every page of a written lineage."""
     update = update_page(browser, model)
-    of_model = ["", "?version=2", "/versions/5", "/rollback", *(f"/{name}" for name in (*PICTURES, *TABLES))]
+    pictures = [f"{name}.svg" for name in (*PICTURES, "averages")]
+    of_model = ["", "?version=2", "/versions/5", "/rollback", *(f"/{name}" for name in (*pictures, *TABLES))]
     return ["/ui/models", "/ui/models.csv", *(f"/ui/models/{model}{rest}" for rest in of_model),
             update, f"{update}/now", f"{update}/events.csv"]  # fmt: skip
