@@ -101,28 +101,28 @@ class Learner:
 
     def update(self, number: int) -> TrainResult:
         """Learn task `number` (from 1) from the version before it."""
+        self.labels = label_order(self.rows[number - 1], self.labels)
+        forget()  # the model that was scored last would count as this update's memory
+        return train(self.request(number), on_progress=lambda _progress: None, should_stop=lambda: None)
+
+    def request(self, number: int) -> TrainRequest:
+        """What the training child gets to learn task `number` from the version before it."""
         method = STRATEGIES[self.strategy]
         before, new = joined(self.rows[: number - 1]), self.rows[number - 1]
-        self.labels = label_order(new, self.labels)
         buffer = chosen(before, self.stream, seed=self.seed) if method.needs_replay else []
-        forget()  # the model that was scored last would count as this update's memory
-        return train(
-            TrainRequest(
-                task_type=self.stream.task_type,
-                base=self.stream.base,
-                strategy=self.strategy,
-                parameters=self.parameters,
-                labels=self.labels,
-                fresh=self.write(f"fresh-{number}", before + new if "all_rows" in method.uses else new),
-                replay=self.write(f"replay-{number}", buffer) if buffer else "",
-                parent=self.version(number - 1) if number > 1 else None,
-                output=self.version(number),
-                checkpoints=str(self.folder / f"checkpoints-{number}"),
-                adapter=self.stream.adapter,
-                settings=replace(self.stream.settings, seed=self.seed),
-            ),
-            on_progress=lambda _progress: None,
-            should_stop=lambda: None,
+        return TrainRequest(
+            task_type=self.stream.task_type,
+            base=self.stream.base,
+            strategy=self.strategy,
+            parameters=self.parameters,
+            labels=label_order(new, self.labels),
+            fresh=self.write(f"fresh-{number}", before + new if "all_rows" in method.uses else new),
+            replay=self.write(f"replay-{number}", buffer) if buffer else "",
+            parent=self.version(number - 1) if number > 1 else None,
+            output=self.version(number),
+            checkpoints=str(self.folder / f"checkpoints-{number}"),
+            adapter=self.stream.adapter,
+            settings=replace(self.stream.settings, seed=self.seed),
         )
 
     def answers(self, number: int) -> list[Outcomes | None]:

@@ -16,6 +16,7 @@ from service.documentation import add_documentation
 from service.erasures.routes import router as erasures
 from service.errors import Problem, install_error_handlers
 from service.examples.routes import router as examples
+from service.forecasts.routes import router as forecasts
 from service.idempotency import IdempotentReplay, replay_response
 from service.imports.routes import router as imports
 from service.keys.routes import router as keys
@@ -77,6 +78,7 @@ def create_app() -> FastAPI:
         erasures,
         imports,
         dials,
+        forecasts,
         storage,
         keys,
         webhooks,

@@ -29,6 +29,7 @@ POINTS = frozenset(
         "before_record",  # all rows of the version are written, not committed
         "recorded",  # version, verdict and promotion are committed
         "dial_point_recorded",  # of a dial: one more point is committed
+        "forecast_probe_kept",  # of a forecast: one more probe is committed
         # whoever sends to webhooks
         "webhook_sent",  # the receiver has answered, nothing is recorded
         # the API

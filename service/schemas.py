@@ -33,6 +33,9 @@ VersionPath = Annotated[
 UpdatePath = Annotated[
     str, Path(alias="update", max_length=64, pattern=r"^[A-Za-z0-9_]+$", description="Id of the update")
 ]
+ForecastPath = Annotated[
+    str, Path(alias="forecast", max_length=64, pattern=r"^[A-Za-z0-9_]+$", description="Id of the forecast")
+]
 
 
 def storable(text: str) -> str:

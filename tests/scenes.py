@@ -109,6 +109,16 @@ class World:
             pass
         return self.ok(self.client.get(where))
 
+    def forecast(self, *tasks: str, model: str = "triage", **fields: object) -> dict[str, Any]:
+        """Asks for the forecast of an update, has it made, and returns it."""
+        from workers.tasks import run_next_forecast
+
+        body = {"tasks": list(tasks), "training": self.TRAINING, **fields}
+        asked = self.ok(self.client.post(f"/v1/models/{model}/updates:forecast", json=body))
+        while run_next_forecast():
+            pass
+        return self.get(f"/forecasts/{asked['id']}")
+
     def claim(self) -> Any:
         """Claims the next update as a worker does."""
         from service.db import EVERY_TENANT, session_scope

@@ -27,7 +27,15 @@ from typing import Any, Self, cast
 from structlog.contextvars import get_contextvars
 
 from workers.child_logs import bind_context, configure_child_logging
-from workers.training.contract import EvaluateRequest, Outcomes, Progress, Signal, TrainRequest, TrainResult
+from workers.training.contract import (
+    EvaluateRequest,
+    Outcomes,
+    ProbeResult,
+    Progress,
+    Signal,
+    TrainRequest,
+    TrainResult,
+)
 from workers.training.errors import Cancelled, ChildDied, Stopped, TrainingFailed
 from workers.watchdog import Limits, Watchdog
 
@@ -133,6 +141,10 @@ class Trainer:
             ChildDied: the child ended without an answer.
         """
         return cast(TrainResult, self._ask("train", request, on_progress, watch))
+
+    def probe(self, request: TrainRequest, *, on_progress: OnProgress, watch: Watch) -> ProbeResult:
+        """Take the first steps of an update (`request.share`) in the child and wait. Callbacks and errors as with `train`."""
+        return cast(ProbeResult, self._ask("probe", request, on_progress, watch))
 
     def evaluate(self, request: EvaluateRequest, *, on_progress: OnProgress, watch: Watch) -> Outcomes:
         """Score one version in the child and wait for it. Callbacks and errors as with `train`."""
@@ -257,12 +269,14 @@ def serve(pipe: Connection, torch_threads: int | None) -> None:
 def answer(call: str, request: Any, reporter: "Reporter", should_stop: Watch) -> tuple[str, object]:
     """Do what one request asks for; whatever goes wrong becomes an answer too."""
     try:
-        if call == "train":
+        if call in ("train", "probe"):
             from workers.evaluation.kept import forget
             from workers.training.loop import train
+            from workers.training.probing import probe
 
             forget()
-            return "done", train(request, on_progress=reporter.report, should_stop=should_stop)
+            run = train if call == "train" else probe
+            return "done", run(request, on_progress=reporter.report, should_stop=should_stop)
         from workers.evaluation.runner import evaluate
 
         return "done", evaluate(request, on_progress=reporter.report, should_stop=should_stop)

@@ -13,40 +13,28 @@ from pathlib import Path
 import numpy as np
 from sqlalchemy import select
 from sqlalchemy.orm import Session
-from structlog import get_logger
-from structlog.contextvars import bound_contextvars
 
 from service.config import get_settings
 from service.db import among, session_scope
 from service.dials.commands import record_point
-from service.dials.leases import (
-    DialClaim,
-    fail_dial,
-    finish_dial,
-    give_back_dial,
-    hold_dial,
-    renew_dial,
-)
+from service.dials.leases import DIALS
 from service.dials.points import CHILD, PARENT
 from service.evaluations.commands import ensure_eval_set
 from service.evaluations.outcomes import Outcomes
 from service.evaluations.queries import load_outcomes, newest_eval_sets, stored_scores
 from service.examples.queries import rows_by_id
 from service.failpoints import reach
+from service.leased_rows import RowClaim
 from service.models import Dial, DialScore, EvalSet, Model, Version
 from service.registry.queries import get_version, require_artifact, task_names
 from workers.blends import blend_request
 from workers.child import Trainer
-from workers.failures import DATABASE_ERRORS, described, is_away, refused
 from workers.lease import Lease, LeaseLost
+from workers.leased_work import carry
 from workers.preparation import base_folder, write_rows
 from workers.scoring import Measured, as_outcomes
 from workers.training import contract
-from workers.training.errors import Cancelled, Stopped
 from workers.watchdog import Limits
-from workers.workspace import leave_workspace, work_root
-
-log = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,57 +49,31 @@ class DialPlan:
     missing: tuple[float, ...]  # the points between the ends that are not there on all of the sets
 
 
-def run_dial(claim: DialClaim, *, stopping: threading.Event) -> None:
+def run_dial(claim: RowClaim, *, stopping: threading.Event) -> None:
     """Carries one claimed dial as far as it goes, and leaves the row in a state that says how far that was."""
-    context = {
-        "tenant": claim.tenant,
-        "dial": claim.dial_id,
-        "fence": claim.fence,
-        "request_id": claim.request_id,
-    }
-    work = work_root() / claim.dial_id / str(claim.fence)
-    with bound_contextvars(**context), Lease(claim, stopping=stopping, renew=renew_dial) as lease:
-        log.info("dial_claimed")
-        try:
-            _work(claim, lease, work)
-        except DATABASE_ERRORS as error:
-            # The sweeper takes the dial back when the lease runs out; until then nothing can be written anyway.
-            log.warning("database_failed", error=str(error).splitlines()[0])
-    leave_workspace(work, keep=False)
+    carry(DIALS, claim, _work, stopping=stopping)
 
 
-def _work(claim: DialClaim, lease: Lease, work: Path) -> None:
-    try:
-        work.mkdir(mode=0o700, parents=True, exist_ok=True)
-        plan = _plan(claim, work)
-        _score(claim, plan, lease, work)
-        with session_scope(tenant=claim.tenant, role="worker") as session:
-            finish_dial(session, claim=claim)
-    except (LeaseLost, Cancelled):  # a dial is never cancelled: this too says that the lease is lost
-        log.warning("lease_lost")
-    except Stopped:
-        with session_scope(tenant=claim.tenant, role="worker") as session:
-            give_back_dial(session, claim=claim)
-    except DATABASE_ERRORS as error:
-        if is_away(error):
-            raise
-        _fail(claim, refused(error))
-    except Exception as error:
-        _fail(claim, error)
+def _work(claim: RowClaim, lease: Lease, work: Path) -> None:
+    plan = _plan(claim, work)
+    _score(claim, plan, lease, work)
+    with session_scope(tenant=claim.tenant, role="worker") as session:
+        DIALS.finish(session, claim=claim)
 
 
-def _plan(claim: DialClaim, work: Path) -> DialPlan:
+def _plan(claim: RowClaim, work: Path) -> DialPlan:
     """Notes which eval sets are scored on, records the ends from what is stored, and writes the eval rows."""
     with session_scope(tenant=claim.tenant, role="worker") as session:
         model = session.get_one(Model, {"tenant_id": claim.tenant, "id": claim.model_id})
-        child = get_version(session, model=model, version=claim.version)
+        asked = session.get_one(Dial, {"tenant_id": claim.tenant, "id": claim.row_id})
+        child = get_version(session, model=model, version=asked.version)
         parent = get_version(session, model=model, version=child.parent or 0)
         for side in (parent, child):
             require_artifact(model, side)
         eval_sets = _eval_sets(session, model=model, child=child, work=work)
-        dial = hold_dial(session, claim=claim)
+        dial = DIALS.hold(session, claim=claim)
         if dial is None:
-            raise LeaseLost(claim.dial_id)
+            raise LeaseLost(claim.row_id)
         dial.eval_set_ids = [eval_set.id for eval_set in eval_sets]
         ends = _Ends.of(session, model=model, parent=parent, child=child, eval_sets=eval_sets)
         ends.record(session, dial=dial)
@@ -219,7 +181,7 @@ def _on(eval_set: EvalSet, outcomes: Outcomes | None) -> Outcomes | None:
     )  # fmt: skip
 
 
-def _score(claim: DialClaim, plan: DialPlan, lease: Lease, work: Path) -> None:
+def _score(claim: RowClaim, plan: DialPlan, lease: Lease, work: Path) -> None:
     if not plan.missing or not plan.eval_sets:
         return
     settings = get_settings()
@@ -253,27 +215,14 @@ def _score_point(
     return made
 
 
-def _record(claim: DialClaim, plan: DialPlan, beta: float, made: Mapping[str, Measured]) -> None:
+def _record(claim: RowClaim, plan: DialPlan, beta: float, made: Mapping[str, Measured]) -> None:
     with session_scope(tenant=claim.tenant, role="worker") as session:
-        dial = hold_dial(session, claim=claim)
+        dial = DIALS.hold(session, claim=claim)
         if dial is None:
-            raise LeaseLost(claim.dial_id)
+            raise LeaseLost(claim.row_id)
         for eval_set in plan.eval_sets:
             measured = made[eval_set.id]
             record_point(
                 session, dial=dial, beta=beta, eval_set=eval_set, outcomes=measured.outcomes,
                 parent=plan.parent_outcomes.get(eval_set.id), measures=measured.measures,
             )  # fmt: skip
-
-
-def _fail(claim: DialClaim, error: Exception) -> None:
-    """Counts the failed attempt; an error that another attempt cannot mend fails the dial at once."""
-    failure = described(error)
-    log.error(
-        "dial_failed",
-        code=failure.code,
-        error=failure.message,
-        exc_info=error if failure.unexpected else None,
-    )
-    with session_scope(tenant=claim.tenant, role="worker") as session:
-        fail_dial(session, claim=claim, code=failure.code, message=failure.message, final=failure.final)

@@ -17,10 +17,11 @@ from structlog import get_logger
 from service.artifacts import ArtifactStore, get_store
 from service.config import get_settings
 from service.db import EVERY_TENANT, among, session_scope
-from service.dials.leases import dial_is_waiting, sweep_expired_dials
+from service.dials.leases import DIALS
 from service.errors import NotFound
+from service.forecasts.leases import FORECASTS
 from service.logs import configure_logging
-from service.models import Dial, DialState, Update, Version
+from service.models import Update, Version
 from service.queue import QUEUE, nudge_workers
 from service.storage.retention import (
     delete_old_events,
@@ -84,13 +85,13 @@ def sweep_updates() -> list[str]:
     """Takes back expired leases and hints at waiting work; returns the ids of the updates taken back."""
     with session_scope(tenant=EVERY_TENANT, role="worker") as session:
         expired = sweep_expired(session)
-        expired_dials = sweep_expired_dials(session)
+        expired_rows = [*DIALS.sweep(session), *FORECASTS.sweep(session)]
     with session_scope(tenant=EVERY_TENANT, role="worker") as session:
-        waiting = work_is_waiting(session) or dial_is_waiting(session)
+        waiting = work_is_waiting(session) or DIALS.waiting(session) or FORECASTS.waiting(session)
     for update_id in expired:
         log.warning("lease_expired", update=update_id)
-    for dial_id in expired_dials:
-        log.warning("lease_expired", dial=dial_id)
+    for row_id in expired_rows:
+        log.warning("lease_expired", row=row_id)
     if waiting and _hints_waiting() < MAX_WAITING_HINTS:
         nudge_workers()
     return expired
@@ -185,18 +186,17 @@ def _old_artifacts(store: ArtifactStore) -> list[str]:
 
 
 def sweep_work_folders() -> int:
-    """Deletes the scratch folders of finished updates and dials on this machine; returns how many."""
-    folders = {folder.name: folder for kind in ("upd_*", "dia_*") for folder in work_root().glob(kind)}
+    """Deletes the scratch folders of finished updates, dials and forecasts on this machine; returns how many."""
+    folders = {
+        folder.name: folder for kind in ("upd_*", "dia_*", "fct_*") for folder in work_root().glob(kind)
+    }
     if not folders:
         return 0
     with session_scope(tenant=EVERY_TENANT, role="worker") as session:
         unfinished = {
             *session.scalars(select(Update.id).where(Update.id.in_(folders), Update.state.not_in(FINISHED))),
-            *session.scalars(
-                select(Dial.id).where(
-                    Dial.id.in_(folders), Dial.state.in_((DialState.QUEUED, DialState.SCORING))
-                )
-            ),
+            *DIALS.unfinished(session, among=folders),
+            *FORECASTS.unfinished(session, among=folders),
         }
     finished = [folder for name, folder in folders.items() if name not in unfinished]
     for folder in finished:

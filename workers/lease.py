@@ -1,4 +1,4 @@
-"""The hold of this worker on one update or dial, renewed in the background while it works."""
+"""The hold of this worker on one update, dial or forecast, renewed in the background while it works."""
 
 import threading
 import time
@@ -25,7 +25,7 @@ class LeaseLost(Exception):
 
 
 class Held(Protocol):
-    """A claim, on an update or on a dial."""
+    """A claim, on an update or on a leased row."""
 
     @property
     def tenant(self) -> str:

@@ -74,13 +74,22 @@ def prepare_update(claim: Claim, *, work: Path) -> Plan:
 
     Raises `NothingToLearn`, `BaseModelMissing`, `ArtifactDamaged`, and `Conflict` for a parent whose adapter is gone.
     """
-    work.mkdir(mode=0o700, parents=True, exist_ok=True)
     number = settle_parent(claim)
-    trained_on = array("q")
     with session_scope(tenant=claim.tenant, role="worker") as session:
         model = session.get_one(Model, {"tenant_id": claim.tenant, "id": claim.model_id})
         update = session.get_one(Update, {"tenant_id": claim.tenant, "id": claim.update_id})
-        parent = get_version(session, model=model, version=number)
+    return plan_update(model, update, parent_version=number, work=work)
+
+
+def plan_update(model: Model, update: Update, *, parent_version: int, work: Path) -> Plan:
+    """Writes the rows that an update trains on from this parent into `work`, and returns the plan; raises as above.
+
+    The update need not be stored, nor a new one: within its cut, the rows of a past one are those it trained on.
+    """
+    work.mkdir(mode=0o700, parents=True, exist_ok=True)
+    trained_on = array("q")
+    with session_scope(tenant=model.tenant_id, role="worker") as session:
+        parent = get_version(session, model=model, version=parent_version)
         require_artifact(
             model, parent
         )  # without it, training would start from the base and nobody would know

@@ -1,14 +1,19 @@
 """Celery tasks: a few lines each."""
 
 import threading
+from collections.abc import Callable
+from typing import Any
 
 from service.config import get_settings
 from service.db import EVERY_TENANT, session_scope
-from service.dials.leases import claim_dial
+from service.dials.leases import DIALS
 from service.failpoints import reach
+from service.forecasts.leases import FORECASTS
+from service.leased_rows import LeasedRows, RowClaim
 from service.queue import RUN_UPDATES, celery_app
 from service.updates.leases import claim_next
 from workers.dials import run_dial
+from workers.forecasts import run_forecast
 from workers.identity import worker_name
 from workers.pipeline import run_update
 
@@ -17,10 +22,9 @@ stopping = threading.Event()
 
 @celery_app.task(name=RUN_UPDATES, ignore_result=True)  # type: ignore[untyped-decorator]  # celery ships no types
 def run_updates() -> None:
-    """Claims and runs updates and dials in turn until none is left or the worker stops. Running it twice does no harm."""
+    """Works off updates, dials and forecasts in turn until none is left or the worker stops. Running it twice does no harm."""
     while not stopping.is_set():
-        updated = run_next_update()
-        if not (run_next_dial() or updated):
+        if not any([run_next_update(), run_next_dial(), run_next_forecast()]):
             return
 
 
@@ -37,10 +41,21 @@ def run_next_update() -> bool:
 
 def run_next_dial() -> bool:
     """Claims and scores one dial; says whether there was any."""
+    return _run_next(DIALS, run_dial)
+
+
+def run_next_forecast() -> bool:
+    """Claims and makes one forecast; says whether there was any."""
+    return _run_next(FORECASTS, run_forecast)
+
+
+def _run_next(rows: LeasedRows[Any], run: Callable[..., None]) -> bool:
     if stopping.is_set():
         return False
     with session_scope(tenant=EVERY_TENANT, role="worker") as session:
-        claim = claim_dial(session, worker=worker_name(), lease_seconds=get_settings().lease_seconds)
+        claim: RowClaim | None = rows.claim(
+            session, worker=worker_name(), lease_seconds=get_settings().lease_seconds
+        )
     if claim is not None:
-        run_dial(claim, stopping=stopping)
+        run(claim, stopping=stopping)
     return claim is not None

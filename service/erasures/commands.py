@@ -21,6 +21,8 @@ from service.models import (
     DialState,
     Erasure,
     Example,
+    Forecast,
+    LeasedState,
     Model,
     Update,
     UpdateState,
@@ -176,6 +178,13 @@ def _require_unused(session: Session, *, model: Model, versions: list[int]) -> N
     ) or session.scalar(
         select(Dial.id).where(
             Dial.model_id == model.id, Dial.state == DialState.SCORING, among(Dial.version, versions)
+        )
+    )
+    working = working or session.scalar(
+        select(Forecast.id).where(
+            Forecast.model_id == model.id,
+            Forecast.state == LeasedState.SCORING,
+            among(Forecast.parent_version, versions),
         )
     )
     if working is not None:

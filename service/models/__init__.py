@@ -6,7 +6,9 @@ from service.models.dial import Dial, DialScore, DialState
 from service.models.erasure import Erasure
 from service.models.evaluation import EvalSet, RepeatScore, Score
 from service.models.example import Example
+from service.models.forecast import Forecast, ForecastProbe
 from service.models.idempotency import IdempotencyKey
+from service.models.leased import LeasedState
 from service.models.model import Model
 from service.models.replay import ReplayEntry
 from service.models.session import EndedSession
@@ -42,7 +44,10 @@ __all__ = [
     "EvalSet",
     "EventType",
     "Example",
+    "Forecast",
+    "ForecastProbe",
     "IdempotencyKey",
+    "LeasedState",
     "Model",
     "RepeatScore",
     "ReplayEntry",

@@ -1,7 +1,6 @@
 """Dials: what lies between a version and its parent, and how it scores."""
 
 from datetime import datetime
-from enum import StrEnum
 from typing import Any
 
 from sqlalchemy import Float, ForeignKeyConstraint, Index, Text, text
@@ -9,23 +8,16 @@ from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import Mapped, mapped_column
 
 from service.models.base import Base, OwnedByTenant, created_at
+from service.models.leased import LeasedRow, LeasedState
+
+DialState = LeasedState  # its points appear one by one while it is `scoring`
 
 
-class DialState(StrEnum):
-    """Where a dial stands."""
-
-    QUEUED = "queued"  # waits for a worker
-    SCORING = "scoring"  # a worker holds the lease; points appear one by one
-    DONE = "done"  # every point that was asked for is there
-    FAILED = "failed"  # out of attempts, or an error that another attempt cannot mend
-
-
-class Dial(OwnedByTenant, Base):
+class Dial(LeasedRow, Base):
     """A request to score the points ΔW(β) = (1 − β)·parent + β·version; one per version.
 
-    The row is the truth, as with updates: `fence` rises on every claim and guards every write of a worker. `betas` are
-    the points asked for so far, the ends among them; `gate` is the model's gate at the first request, whose confidence
-    every bound is held at; `eval_set_ids` are what the latest attempt scores on.
+    `betas` are the points asked for so far, the ends among them; `gate` is the model's gate at the first request, whose
+    confidence every bound is held at; `eval_set_ids` are what the latest attempt scores on.
     """
 
     __tablename__ = "dials"
@@ -39,24 +31,10 @@ class Dial(OwnedByTenant, Base):
         Index("ix_dials_unfinished", "requested_at", postgresql_where=text("state IN ('queued', 'scoring')")),
     )
 
-    id: Mapped[str] = mapped_column(primary_key=True)
-    model_id: Mapped[str]
     version: Mapped[int]
     betas: Mapped[list[float]] = mapped_column(ARRAY(Float(53)))
     eval_set_ids: Mapped[list[str]] = mapped_column(ARRAY(Text), server_default="{}")
     gate: Mapped[dict[str, Any]]
-    requested_by: Mapped[str]
-    request_id: Mapped[str | None]
-    state: Mapped[str]
-    fence: Mapped[int] = mapped_column(server_default="0")
-    attempts_used: Mapped[int] = mapped_column(server_default="0")
-    max_attempts: Mapped[int]
-    worker: Mapped[str | None]
-    lease_expires_at: Mapped[datetime | None]
-    next_attempt_at: Mapped[datetime | None]  # after a failed attempt: not claimed before
-    error: Mapped[dict[str, Any] | None]
-    requested_at: Mapped[datetime] = created_at()
-    finished_at: Mapped[datetime | None]
 
 
 class DialScore(OwnedByTenant, Base):

@@ -37,22 +37,33 @@ def request_update(session: Session, *, model: str, request: UpdateCreate, princ
         principal.require(Scope.DEPLOY)
     row = get_model(session, model=model, for_change=True, hold=True)
     check_queue(session, tenant=row.tenant_id)
-    parameters = check_strategy(request.strategy, model=row, devices=request.training.devices)
-    _check_boost(row, request=request)
+    update, _ = draft_update(session, model=row, request=request, principal=principal)
+    return queue_update(session, update=update)
+
+
+def draft_update(
+    session: Session, *, model: Model, request: UpdateCreate, principal: Principal
+) -> tuple[Update, Version]:
+    """Returns the update that a request asks for, checked and with its data cut but not stored, and its parent as of now.
+
+    Raises what `request_update` does, queue and scopes aside.
+    """
+    parameters = check_strategy(request.strategy, model=model, devices=request.training.devices)
+    _check_boost(model, request=request)
     _check_repeats(request)
-    tasks = get_tasks(session, model=row, names=list(dict.fromkeys(request.tasks)), hold=True)
-    parent = starting_version(session, model=row, parent=request.parent)
-    cut = row.last_batch
-    warnings = _check_data(session, model=row, tasks=tasks, parent=parent, cut=cut, request=request)
+    tasks = get_tasks(session, model=model, names=list(dict.fromkeys(request.tasks)), hold=True)
+    parent = starting_version(session, model=model, parent=request.parent)
+    cut = model.last_batch
+    warnings = _check_data(session, model=model, tasks=tasks, parent=parent, cut=cut, request=request)
     update = Update(
-        tenant_id=row.tenant_id, id=new_id("upd"), model_id=row.id, task_ids=[task.id for task in tasks],
+        tenant_id=model.tenant_id, id=new_id("upd"), model_id=model.id, task_ids=[task.id for task in tasks],
         strategy=request.strategy.name, parameters=parameters, training=_training(request),
         replay=request.replay.model_dump(), parent=str(request.parent), relearn=request.relearn, promotion=request.promotion,
         user_metadata=request.metadata, cut=cut, warnings=warnings, requested_by=principal.actor,
         request_id=request_id(), traceparent=current_traceparent(), state=UpdateState.QUEUED,
         max_attempts=get_settings().max_attempts,
     )  # fmt: skip
-    return queue_update(session, update=update)
+    return update, parent
 
 
 def queue_update(session: Session, *, update: Update) -> Update:

@@ -223,6 +223,9 @@ class StrategyInfo(BaseModel):
     uses: list[str] = Field(
         default=[], description="`all_rows`: it trains on every row learnt so far, not only new ones"
     )
+    probes: bool = Field(
+        default=False, description="POST …/updates:forecast takes it: its first steps tell of its end"
+    )
     many_devices: bool = Field(default=False, description="It takes `training.devices` > 1")
     seeded: bool = Field(
         default=True, description="Another seed gives another version: it takes `training.repeats` > 1"

@@ -16,6 +16,7 @@ ELSEWHERE = {
     "after_request_commit",
     "dial_point_recorded",
     "repeat_recorded",  # but for one with repeats
+    "forecast_probe_kept",
     "webhook_sent",
 }  # no update meets these
 BOUNDARIES = sorted(POINTS - ELSEWHERE)

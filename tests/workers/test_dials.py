@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy import text
 
 from service.db import EVERY_TENANT, session_scope
-from service.dials.leases import sweep_expired_dials
+from service.dials.leases import DIALS
 from service.models import Dial, DialScore, EvalSet, Score
 from tests.conftest import emptied
 from tests.scenes import World, make_client
@@ -67,7 +67,7 @@ def stored_points() -> dict[tuple[float, str], tuple[Any, ...]]:
 def expire_leases() -> None:
     with session_scope(tenant=EVERY_TENANT, role="worker") as session:
         session.execute(text("UPDATE dials SET lease_expires_at = now() - interval '1 second'"))
-        sweep_expired_dials(session)  # before whoever holds one renews it
+        DIALS.sweep(session)  # before whoever holds one renews it
 
 
 def test_a_dial_is_asked_for_by_post_and_read_by_get(world: World) -> None:

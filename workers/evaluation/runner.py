@@ -13,7 +13,7 @@ from workers.evaluation.causal import causal_outcomes
 from workers.evaluation.kept import kept
 from workers.training.adapters import attach
 from workers.training.base_models import check_base, check_length, load_encoder, load_tokenizer
-from workers.training.batches import Pick, TokenTable, collate, in_length_order, read_rows, tokenise
+from workers.training.batches import UNSEEN, Pick, TokenTable, collate, in_length_order, read_rows, tokenise
 from workers.training.classifier import Classifier
 from workers.training.contract import EvaluateRequest, Outcomes
 from workers.training.dequantising import plain_base
@@ -61,6 +61,7 @@ def evaluate(request: EvaluateRequest, *, on_progress: OnProgress, should_stop: 
         correct=tuple(correct.tolist()),
         labels=version.labels,
         seconds=time.monotonic() - began,
+        likelihoods=tuple(likelihoods(logits, table).tolist()),
     )
 
 
@@ -77,6 +78,13 @@ def tokenised(request: EvaluateRequest, version: Version, watch: Watch) -> Token
         max_length=max_length,
         poll=lambda done: watch.at("tokenising", done, len(rows)),
     )
+
+
+def likelihoods(logits: Tensor, table: TokenTable) -> Tensor:
+    """The probability [rows] of every row's own label, 0 where the version has never seen it."""
+    known = torch.as_tensor(table.labels != UNSEEN)
+    places = torch.as_tensor(table.labels).clamp(min=0)[:, None]
+    return logits.softmax(1).gather(1, places)[:, 0] * known
 
 
 @torch.inference_mode()

@@ -82,6 +82,7 @@ class Analytic(base.Strategy):
     needs_replay = True
     trains = False
     seeded = False
+    probes = False
     params_type = Params
     params: Params
 

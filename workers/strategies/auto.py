@@ -60,6 +60,7 @@ class Auto(base.Offer):
     summary = "Try the other strategies briefly on the update's own rows, then train with the best"
     adapter_types = ("lora", "dora", "oft")
     needs_replay = True
+    probes = False  # what it trains with is found by a search
     params_type = Params
     params: Params
 

@@ -44,6 +44,8 @@ class Offer:
     starts_from: ClassVar[Literal["parent", "base"]] = "parent"
     uses: ClassVar[frozenset[str]] = frozenset()
     """`all_rows`: every row the lineage has learnt comes as fresh, not only the new ones."""
+    probes: ClassVar[bool] = True
+    """Whether its first steps tell of its end, so that an update with it can be forecast."""
     many_devices: ClassVar[bool] = False
     """Whether `loss` is a mean over the batch's predictions (plus terms that no row enters), so that it is the weighted
     sum of the losses of the batch's parts. `adjust_gradients` and `adjust_step` see the whole batch's gradients."""

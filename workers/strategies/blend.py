@@ -43,5 +43,6 @@ class Blend(base.Offer):
     task_types = base.ALL_TASK_TYPES
     offered = False
     seeded = False
+    probes = False
     params_type = Params
     params: Params

@@ -56,6 +56,7 @@ def describe(strategy: type[Offer]) -> dict[str, Any]:
         "uses": sorted(strategy.uses),
         "many_devices": strategy.many_devices,
         "seeded": strategy.seeded,
+        "probes": strategy.probes,
         "parameters": strategy.params_type.model_json_schema(),
     }
 

@@ -28,6 +28,7 @@ class Joint(Strategy):
     task_types = ALL_TASK_TYPES
     many_devices = True
     starts_from = "base"
+    probes = False  # its first steps leave the base, not the parent
     uses = frozenset({"all_rows"})
 
     def loss(self, model: AdaptedModel, batch: Batch) -> Tensor:

@@ -47,6 +47,7 @@ def fingerprint(request: TrainRequest) -> str:
         "replay",
         "parent_state",
         "child",
+        "share",  # the first steps are those of the whole
     ):
         facts.pop(name)
     facts["base"].pop("folder")

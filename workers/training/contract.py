@@ -103,7 +103,8 @@ class TrainRequest:
     left, `None` to look in `parent`'s own `state`. `child` is, for `blend` alone, the folder of the version on the other
     side of `parent`; there are no rows then. `upload` is, for `import` alone, the folder of the adapter that was trained
     elsewhere; `settings` has no more to say there than `max_length`. `output` is the folder to write, complete or not at all. `lineage` goes
-    verbatim into `version.json`.
+    verbatim into `version.json`. A `share` below 1 takes that share of the planned steps, the first ones of the
+    schedule of all.
     """
 
     task_type: str
@@ -123,6 +124,7 @@ class TrainRequest:
     replay: str = ""
     checkpoint_seconds: float = 20.0
     lineage: Mapping[str, Any] = field(default_factory=dict)
+    share: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +172,25 @@ class EvaluateRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class ProbeResult:
+    """What the first steps of an update told, and cost.
+
+    `rate_share` is their share of the learning rates of all `total_steps`, summed. `new_loss` is the mean loss in nats per
+    prediction on (a sample of) the fresh rows before the first step: the parent's, with the logits of new labels at 0.
+    `prepare_seconds` go by before the first step, `train_seconds` with the steps themselves.
+    """
+
+    steps: int
+    total_steps: int
+    rate_share: float
+    new_loss: float
+    fresh_rows: int
+    replay_rows: int
+    prepare_seconds: float
+    train_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class Outcomes:
     """One version's answers on one eval set, in ascending order of example id.
 
@@ -179,6 +200,7 @@ class Outcomes:
     For `causal-lm`, `graded` is the mean log-likelihood of each row's answer tokens in nats and `confidence` its
     exponential; `correct` says whether greedy decoding gives the answer token for token, its end included (never
     so for plain text, nor for an answer cut at the maximum length); `predicted` is -1 and `labels` are empty.
+    `likelihoods` are, of a classifier, the softmax probabilities of the right labels, 0 for one it has never seen.
     `measures` are its aggregates: `perplexity`, `mean_log_likelihood` (both per token, over the whole set) and, where
     any row has a prompt, `exact_match` over those rows. An empty set has none, nor has a classifier's.
     """
@@ -190,6 +212,7 @@ class Outcomes:
     labels: tuple[str, ...]
     seconds: float
     graded: tuple[float, ...] = ()
+    likelihoods: tuple[float, ...] = ()
     measures: Mapping[str, float] = field(default_factory=dict)
 
 

@@ -1,5 +1,6 @@
 """The training loop: one update, from a request to a version folder."""
 
+import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -38,6 +39,8 @@ from workers.training.versions import Version, facts_of, packages, write_version
 from workers.training.watching import OnProgress, ShouldStop, Watch
 
 SETTLE_STEPS_ON_GPU = 16
+LEAST_STEPS = 8
+"""A share of an update that is fewer steps tells nothing of the rest."""
 
 
 def train(request: TrainRequest, *, on_progress: OnProgress, should_stop: ShouldStop) -> TrainResult:
@@ -132,6 +135,7 @@ class Loop:
     curve: LossCurve
     fingerprint: str
     total_steps: int
+    last_step: int
     steps_per_epoch: int
     step: int = 0
     saved_step: int = 0
@@ -152,6 +156,7 @@ class Loop:
         )
         steps_per_epoch = -(-mix.batches // settings.gradient_accumulation)
         planned = settings.epochs * steps_per_epoch if strategy.trains else 0
+        total_steps = min(planned, settings.max_steps or planned)
         optimiser = make_optimiser(run)
         strategy.follow(optimiser)
         return cls(
@@ -162,7 +167,8 @@ class Loop:
             mix=mix,
             curve=LossCurve(),
             fingerprint=fingerprint(run.request),
-            total_steps=min(planned, settings.max_steps or planned),
+            total_steps=total_steps,
+            last_step=steps_of(run.request.share, total_steps),
             steps_per_epoch=steps_per_epoch,
         )
 
@@ -190,12 +196,12 @@ class Loop:
             self.save_checkpoint()
             raise
         self.save_checkpoint()
-        self.run.watch.at("training", self.step, self.total_steps, self.curve.recent)
+        self.run.watch.at("training", self.step, self.last_step, self.curve.recent)
 
     def take_steps(self) -> None:
         """Take the remaining steps, with a checkpoint now and then."""
         for picks in self.remaining_steps():
-            self.run.watch.at("training", self.step, self.total_steps, self.curve.recent)
+            self.run.watch.at("training", self.step, self.last_step, self.curve.recent)
             self.take_step(picks)
             self.step += 1
             if time.monotonic() >= self.checkpoint_at:
@@ -213,10 +219,10 @@ class Loop:
         """The picks of each step not yet taken; one step has `gradient_accumulation` of them, or what is left."""
         size = self.run.request.settings.gradient_accumulation
         first = self.step
-        for epoch in range(first // self.steps_per_epoch, -(-self.total_steps // self.steps_per_epoch)):
+        for epoch in range(first // self.steps_per_epoch, -(-self.last_step // self.steps_per_epoch)):
             picks = self.mix.epoch(epoch)
             for index in range(self.steps_per_epoch):
-                if first <= epoch * self.steps_per_epoch + index < self.total_steps:
+                if first <= epoch * self.steps_per_epoch + index < self.last_step:
                     yield picks[index * size : (index + 1) * size]
 
     def take_step(self, picks: list[Pick]) -> None:
@@ -290,6 +296,11 @@ def make_optimiser(run: Run) -> torch.optim.Optimizer:
     return torch.optim.AdamW(
         groups, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
     )
+
+
+def steps_of(share: float, total_steps: int) -> int:
+    """How many steps a share of an update is: `LEAST_STEPS` or more, as far as there are so many."""
+    return min(total_steps, max(LEAST_STEPS, math.ceil(share * total_steps)))
 
 
 def rate_factor(step: int, total_steps: int, settings: TrainingSettings) -> float:

@@ -27,6 +27,7 @@ BODIES: dict[str, object] = {
     "POST /v1/models/{model}/gate:simulate": {},
     "POST /v1/models/{model}/erasures/{erasure}/rebuild": {},
     "POST /v1/models/{model}/updates": {"tasks": ["one"]},
+    "POST /v1/models/{model}/updates:forecast": {"tasks": ["one"]},
     "PATCH /v1/webhooks/{webhook}": {"enabled": False},
     "POST /v1/models/{model}/versions/{version}/blend": {"beta": 0.5},
     "POST /v1/models/{model}/versions:import": {},  # which is no tar: whose model it is comes first
@@ -76,6 +77,7 @@ def things(world: World) -> dict[str, list[str]]:
     world.task("one", train=2, held=2)
     world.examples("one", [{"id": "row", "text": "one of jane's", "label": "math", "subject": "jane"}])
     update = world.request("one")
+    forecast = world.ok(world.client.post("/v1/models/triage/updates:forecast", json={"tasks": ["one"]}))
     key = world.get("/keys")["data"][0]
     erasure = world.ok(world.client.delete("/v1/models/triage/examples", params={"subject": "nobody"}))
     webhook = world.ok(world.client.post("/v1/webhooks", json={"url": "https://93.184.215.14/"}))
@@ -87,6 +89,7 @@ def things(world: World) -> dict[str, list[str]]:
         "version": ["0"],
         "alias": ["champion"],
         "update": [update["id"]],
+        "forecast": [forecast["id"]],
         "key_id": [key["id"], key["prefix"]],
         "erasure": [erasure["id"]],
         "webhook": [webhook["id"]],

@@ -1,0 +1,1 @@
+"""Forecasts: what an update would forget, told before it is trained."""

@@ -1,0 +1,231 @@
+"""run_forecast(): the whole story of one claimed forecast. Nothing is registered.
+
+Probe the update that is forecast → probe past updates that never were → answer. Every probe commits by itself, so that
+whoever takes a forecast over goes on from there. What a probe trains is thrown away; what it measured is kept.
+"""
+
+import json
+import shutil
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import fmean
+
+import numpy as np
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+from structlog import get_logger
+
+from service.config import get_settings
+from service.db import among, session_scope
+from service.examples.queries import eval_ids, rows_by_id, visible_labels
+from service.failpoints import reach
+from service.forecasts.commands import finish_forecast, keep_probe
+from service.forecasts.estimating import Role, Signs
+from service.forecasts.leases import FORECASTS
+from service.forecasts.probes import Probe, TaskProbe
+from service.forecasts.queries import as_update, find_past, stored_probes
+from service.leased_rows import RowClaim
+from service.models import Forecast, Model, Task, Update, Version, VersionTask
+from workers.child import Trainer
+from workers.failures import described
+from workers.lease import Lease, LeaseLost
+from workers.leased_work import carry
+from workers.preparation import Plan, StateErased, base_folder, plan_update, write_rows
+from workers.training.contract import EvaluateRequest, Outcomes
+from workers.watchdog import Limits
+
+log = get_logger(__name__)
+
+MOST_EVAL_ROWS = 500
+"""Of each task that parent and probe are asked: a change of a hundredth shows, and a probe stays cheap."""
+
+
+@dataclass(frozen=True, slots=True)
+class OldTask:
+    """One task that was learnt, or is guarded, before an update: its eval rows on disk, and the labels it has."""
+
+    task_id: str
+    role: Role
+    rows: int
+    path: Path
+    labels: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Prober:
+    """Whoever probes, one update after the other."""
+
+    model: Model
+    share: float
+    trainer: Trainer
+    lease: Lease
+    work: Path
+
+    def probe(self, update: Update, *, parent_version: int) -> Probe:
+        """Takes the first steps of an update and returns what they showed of the tasks learnt before it.
+
+        Raises whatever preparing and training the update itself would.
+        """
+        work = self.work / update.id
+        try:
+            return self._probe(update, parent_version=parent_version, work=work)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+
+    def _probe(self, update: Update, *, parent_version: int, work: Path) -> Probe:
+        plan = plan_update(self.model, update, parent_version=parent_version, work=work)
+        old = old_tasks(self.model, update=update, parent=plan.parent, work=work)
+        request = replace(plan.request, share=self.share, checkpoints=str(work / "checkpoints"))
+        result = self.trainer.probe(request, on_progress=self.lease.report, watch=self.lease.watch)
+        began = time.monotonic()
+        before = [self._asked(plan, plan.request.parent, task) for task in old]
+        after = [self._asked(plan, request.output, task) for task in old]
+        counts = label_counts(Path(request.fresh))
+        signs = [
+            signs_of(one, other, new_loss=result.new_loss, overlap=overlap(counts, task.labels))
+            for task, one, other in zip(old, before, after, strict=True)
+        ]
+        return Probe(
+            steps=result.steps, total_steps=result.total_steps, rate_share=result.rate_share, fresh_rows=result.fresh_rows,
+            replay_rows=result.replay_rows, prepare_seconds=result.prepare_seconds, train_seconds=result.train_seconds,
+            scoring_seconds=time.monotonic() - began, scored_rows=2 * sum(task.rows for task in old),
+            tasks={task.task_id: TaskProbe(task.role, task.rows, sign) for task, sign in zip(old, signs, strict=True)},
+        )  # fmt: skip
+
+    def _asked(self, plan: Plan, version: str | None, task: OldTask) -> Outcomes:
+        request = EvaluateRequest(
+            task_type=self.model.task_type, base=base_folder(self.model.base_model), version=version, rows=str(task.path),
+            batch_size=plan.request.settings.evaluation_batch_size,
+        )  # fmt: skip
+        return self.trainer.evaluate(request, on_progress=self.lease.report, watch=self.lease.watch)
+
+
+def run_forecast(claim: RowClaim, *, stopping: threading.Event) -> None:
+    """Carries one claimed forecast as far as it goes, and leaves the row in a state that says how far that was."""
+    carry(FORECASTS, claim, _work, stopping=stopping)
+
+
+def _work(claim: RowClaim, lease: Lease, work: Path) -> None:
+    with session_scope(tenant=claim.tenant, role="worker") as session:
+        model = session.get_one(Model, {"tenant_id": claim.tenant, "id": claim.model_id})
+        forecast = session.get_one(Forecast, {"tenant_id": claim.tenant, "id": claim.row_id})
+        past = find_past(session, model=model, forecast=forecast)
+        known = stored_probes(session, updates=past, share=forecast.share)
+    settings = get_settings()
+    with Trainer(Limits(settings.progress_timeout_seconds, settings.memory_limit_bytes)) as trainer:
+        prober = Prober(model, forecast.share, trainer, lease, work)
+        if forecast.probe is None:
+            probe = prober.probe(as_update(forecast), parent_version=forecast.parent_version)
+            _keep(claim, lambda _session, row: setattr(row, "probe", probe.to_json()))
+        skipped = _probe_past(claim, prober, [update for update in past if update.id not in known])
+    lease.check()
+    with session_scope(tenant=claim.tenant, role="worker") as session:
+        if not finish_forecast(session, claim=claim, skipped=skipped):
+            raise LeaseLost(claim.row_id)
+
+
+def _probe_past(claim: RowClaim, prober: Prober, updates: Sequence[Update]) -> dict[str, str]:
+    """Probes past updates and keeps what they showed; returns those that cannot be probed any more, and why."""
+    skipped = {}
+    for update in updates:
+        try:
+            probe = prober.probe(update, parent_version=update.parent_version or 0)
+        except StateErased:
+            skipped[update.id] = "what its parent's strategy had left was erased"
+            continue
+        except Exception as error:
+            failure = described(error)
+            if not failure.final:
+                raise
+            log.info("past_update_skipped", update=update.id, code=failure.code)
+            skipped[update.id] = failure.message
+            continue
+        _keep(
+            claim,
+            lambda session, row, update=update, probe=probe: keep_probe(  # type: ignore[misc]  # default arguments bind the loop's variables
+                session, forecast=row, update_id=update.id, probe=probe
+            ),
+        )
+    return skipped
+
+
+def _keep(claim: RowClaim, keep: Callable[[Session, Forecast], None]) -> None:
+    """Commits what one probe showed, while the claim holds."""
+    with session_scope(tenant=claim.tenant, role="worker") as session:
+        row = FORECASTS.hold(session, claim=claim)
+        if row is None:
+            raise LeaseLost(claim.row_id)
+        keep(session, row)
+    reach("forecast_probe_kept")
+
+
+def old_tasks(model: Model, *, update: Update, parent: Version, work: Path) -> list[OldTask]:
+    """Writes the eval rows of every task that the update must not lose, `MOST_EVAL_ROWS` of each, and says where they lie.
+
+    A parent that cannot answer, the base of a classifier, has nothing to lose. A task without eval rows is left out.
+    """
+    if parent.artifact_sha256 is None and not model.is_graded:
+        return []
+    found = []
+    with session_scope(tenant=model.tenant_id, role="worker") as session:
+        for task in _tasks_before(session, model=model, parent=parent):
+            ids = sample(eval_ids(session, task_id=task.id, cut=update.cut))
+            path = work / f"old-{task.id}.ndjson"
+            count = write_rows(path, rows_by_id(session, ids), names={task.id: task.name})
+            labels = visible_labels(session, task_id=task.id, split="train", cut=update.cut)
+            role: Role = "relearnt" if task.id in update.task_ids else "old"
+            if count:
+                found.append(OldTask(task.id, role, count, path, frozenset(labels)))
+    return found
+
+
+def _tasks_before(session: Session, *, model: Model, parent: Version) -> Sequence[Task]:
+    learnt = select(VersionTask.task_id).where(
+        VersionTask.model_id == model.id, among(VersionTask.version, parent.lineage)
+    )
+    wanted = (Task.id.in_(learnt)) | Task.guarded
+    return session.scalars(
+        select(Task).where(Task.model_id == model.id, Task.deleted_at.is_(None), wanted).order_by(Task.name)
+    ).all()
+
+
+def sample(ids: Sequence[int]) -> list[int]:
+    """At most `MOST_EVAL_ROWS` of the ids, the same ones for the same ids, in their order."""
+    picked = np.random.default_rng(0).permutation(len(ids))[:MOST_EVAL_ROWS]
+    return [ids[place] for place in np.sort(picked)]
+
+
+def signs_of(before: Outcomes, after: Outcomes, *, new_loss: float, overlap: float) -> Signs:
+    """What parent (`before`) and probe (`after`) show of a task, from their answers to the same rows."""
+    score_change = mean_score(after) - mean_score(before)
+    likelihood_change = score_change
+    if before.likelihoods and after.likelihoods:
+        likelihood_change = fmean(after.likelihoods) - fmean(before.likelihoods)
+    return Signs(
+        score_change=score_change, likelihood_change=likelihood_change, parent_score=mean_score(before), new_loss=new_loss,
+        label_overlap=overlap,
+    )  # fmt: skip
+
+
+def mean_score(outcomes: Outcomes) -> float:
+    """The mean of what the rows are scored by: log-likelihoods, or right and wrong."""
+    return fmean(outcomes.graded or map(float, outcomes.correct))
+
+
+def label_counts(path: Path) -> dict[str, int]:
+    """How many rows of a file that `write_rows` wrote carry each label."""
+    counts: dict[str, int] = {}
+    with path.open(encoding="utf-8") as lines:
+        for line in lines:
+            label = json.loads(line)["label"]
+            if label is not None:
+                counts[label] = counts.get(label, 0) + 1
+    return counts
+
+
+def overlap(counts: Mapping[str, int], labels: frozenset[str]) -> float:
+    """The share of labelled rows whose label is among `labels`; 0 where none has a label."""
+    return sum(count for label, count in counts.items() if label in labels) / max(1, sum(counts.values()))
