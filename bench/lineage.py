@@ -133,11 +133,15 @@ class Learner:
 
     def answer(self, number: int, task: int) -> Outcomes:
         """Score version `number`, or the base as version 0, on one task's eval rows."""
+        return self.answer_of(self.version(number) if number else None, task)
+
+    def answer_of(self, version: str | None, task: int) -> Outcomes:
+        """Score the version in a folder, or the base, on one task's eval rows."""
         return evaluate(
             EvaluateRequest(
                 task_type=self.stream.task_type,
                 base=self.stream.base,
-                version=self.version(number) if number else None,
+                version=version,
                 rows=self.write(f"eval-{task}", self.eval[task]),
                 max_length=self.stream.settings.max_length,
                 batch_size=self.stream.settings.evaluation_batch_size,

@@ -10,6 +10,7 @@ from service.cli import (
     champions,
     erasures,
     examples,
+    forecasts,
     imports,
     inventory,
     keys,
@@ -18,7 +19,6 @@ from service.cli import (
     operating,
     reports,
     tasks,
-    updates,
     webhooks,
 )
 from service.cli.failures import expected
@@ -49,7 +49,7 @@ for group, panel in ((operating, OPERATING), (backups, OPERATING), (login, CALLI
         command.rich_help_panel = panel
     app.add_typer(group.app)
 for name, typers in (
-    ("model", models.app), ("task", tasks.app), ("examples", examples.app), ("erasure", erasures.app), ("update", updates.app),
+    ("model", models.app), ("task", tasks.app), ("examples", examples.app), ("erasure", erasures.app), ("update", forecasts.app),
     ("version", imports.app), ("report", reports.report), ("gate", reports.gate), (None, champions.app),
     (None, inventory.app), ("strategies", inventory.strategies), ("keys", keys.app),
     ("webhook", webhooks.app),

@@ -90,7 +90,7 @@ def submit_update(
     """
     from service.cli.client import path
 
-    named = {"strategy": strategy and {"name": strategy}, "parent": _parent(parent), "promotion": promotion}
+    named = {"strategy": strategy and {"name": strategy}, "parent": parent_of(parent), "promotion": promotion}
     body: Json = {"tasks": tasks, **{name: value for name, value in named.items() if value is not None}}
     body |= {"relearn": True} if relearn else {}
     body |= {"training": {"repeats": repeats}} if repeats is not None else {}
@@ -225,7 +225,8 @@ def _progress(progress: Json) -> str:
     return f"{progress['phase']}{which}, step {progress['step']} of {progress['total_steps']}"
 
 
-def _parent(text: str | None) -> str | int | None:
+def parent_of(text: str | None) -> str | int | None:
+    """The parent as the API takes it: a number, or the name of an alias."""
     return int(text) if text is not None and text.isdecimal() else text
 
 

@@ -8,7 +8,6 @@ import pytest
 
 from service.evaluations.gate import GatePolicy
 from service.forecasts.estimating import (
-    PRIOR,
     Estimate,
     Past,
     Signs,
@@ -46,7 +45,9 @@ def test_an_update_counts_once_however_many_tasks_it_had() -> None:
 
 
 @pytest.mark.parametrize(("level", "needed"), [(0.5, 1), (0.75, 3), (0.8, 4), (0.9, 9)])
-def test_an_interval_takes_as_many_updates_as_its_level_and_with_fewer_says_so(level: float, needed: int) -> None:
+def test_an_interval_takes_as_many_updates_as_its_level_and_with_fewer_says_so(
+    level: float, needed: int
+) -> None:
     assert updates_needed(level) == needed
     past = [Past(f"u{number}", SIGNS, -0.1 * number) for number in range(needed)]
     few = estimate(SIGNS, past[:-1], level=level)
@@ -97,10 +98,6 @@ def holds(seed: int, *, updates: int, level: float) -> bool:
     interval = estimate(target.signs, past, level=level).interval
     assert interval is not None
     return interval[0] <= target.change <= interval[1]
-
-
-def test_the_prior_believes_in_probes_alone() -> None:
-    assert PRIOR.tolist() == [0.5, 0.5, 0, 0, 0, 0]
 
 
 @pytest.mark.parametrize(

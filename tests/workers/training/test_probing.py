@@ -54,7 +54,9 @@ def test_a_probe_measures_the_loss_of_the_parent_not_its_own(
     whole: TrainRequest, tmp_path: Path, quietly: dict[str, Any]
 ) -> None:
     fresh = probe(replace(whole, share=0.5, output=str(tmp_path / "probe")), **quietly)
-    assert fresh.new_loss == pytest.approx(0.6931, abs=1e-3), "a head of zeros finds two labels equally likely"
+    assert fresh.new_loss == pytest.approx(0.6931, abs=1e-3), (
+        "a head of zeros finds two labels equally likely"
+    )
     train(replace(whole, checkpoints=str(tmp_path / "others")), **quietly)
     again = replace(whole, parent=whole.output, checkpoints=str(tmp_path / "again"))
     assert probe(replace(again, output=str(tmp_path / "next"), share=0.5), **quietly).new_loss < 0.5
@@ -66,14 +68,21 @@ def test_a_share_has_steps_enough_to_tell_anything_and_no_more_than_there_are() 
 
 
 def test_an_answer_tells_how_likely_the_right_label_was(
-    whole: TrainRequest, quietly: dict[str, Any], write_rows: Callable[..., str], rows_about: Callable[..., Any]
+    whole: TrainRequest,
+    quietly: dict[str, Any],
+    write_rows: Callable[..., str],
+    rows_about: Callable[..., Any],
 ) -> None:
     train(whole, **quietly)
     rows = write_rows("eval", rows_about((*LABELS, "food"), 4, seed=9))
     asked = EvaluateRequest(whole.task_type, whole.base, whole.output, rows)
     answers = evaluate(asked, **quietly)
     for label, likelihood, confidence, correct in zip(
-        [index % 3 for index in range(12)], answers.likelihoods, answers.confidence, answers.correct, strict=True
+        [index % 3 for index in range(12)],
+        answers.likelihoods,
+        answers.confidence,
+        answers.correct,
+        strict=True,
     ):
         if label == 2:
             assert (likelihood, correct) == (0.0, False), "the version has never seen it"
