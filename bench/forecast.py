@@ -120,12 +120,12 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def cells_of(options: argparse.Namespace) -> Iterator[Cell]:
     """The lineages to learn. Digits are small as they are: with fewer steps a probe would be half of the update."""
-    for stream in options.streams:
-        small = options.quick and stream not in DIGITS
-        seeds = options.seeds or (1 if small else 2 if options.quick else 3)
-        for strategy in options.strategies or (QUICK_STRATEGIES if options.quick else ALL_STRATEGIES):
-            for seed in range(options.first_seed, options.first_seed + seeds):
-                yield Cell(stream, strategy, seed, small)
+    strategies = options.strategies or (QUICK_STRATEGIES if options.quick else ALL_STRATEGIES)
+    for number in range(options.seeds or (2 if options.quick else 3)):
+        for stream in options.streams:
+            small = options.quick and stream not in DIGITS
+            if not (small and number and options.seeds is None):
+                yield from (Cell(stream, name, options.first_seed + number, small) for name in strategies)
 
 
 def observed(cell: Cell, *, resume: Path | None) -> list[Observation]:

@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeVar
 from sqlalchemy import ColumnElement, func, or_, select, update
 from sqlalchemy.orm import Session, aliased
 
+from service.db import among
 from service.models.leased import LeasedRow, LeasedState
 from service.updates.leases import LeaseState, from_now, seconds_before_retry
 
@@ -73,10 +74,10 @@ class LeasedRows(Generic[Row]):
         """Says whether any row could be claimed now. Needs a session that sees every tenant."""
         return session.scalar(select(self.table.id).where(*self._due()).limit(1)) is not None
 
-    def unfinished(self, session: Session, *, among: Iterable[str]) -> set[str]:
+    def unfinished(self, session: Session, *, ids: Iterable[str]) -> set[str]:
         """Returns which of these ids are of rows yet to be finished. Needs a session that sees every tenant."""
         states = (LeasedState.QUEUED, LeasedState.SCORING)
-        wanted = select(self.table.id).where(self.table.id.in_(list(among)), self.table.state.in_(states))
+        wanted = select(self.table.id).where(among(self.table.id, ids), self.table.state.in_(states))
         return set(session.scalars(wanted))
 
     def renew(

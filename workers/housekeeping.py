@@ -195,8 +195,8 @@ def sweep_work_folders() -> int:
     with session_scope(tenant=EVERY_TENANT, role="worker") as session:
         unfinished = {
             *session.scalars(select(Update.id).where(Update.id.in_(folders), Update.state.not_in(FINISHED))),
-            *DIALS.unfinished(session, among=folders),
-            *FORECASTS.unfinished(session, among=folders),
+            *DIALS.unfinished(session, ids=folders),
+            *FORECASTS.unfinished(session, ids=folders),
         }
     finished = [folder for name, folder in folders.items() if name not in unfinished]
     for folder in finished:

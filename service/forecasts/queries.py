@@ -62,7 +62,7 @@ def find_past(session: Session, *, model: Model, forecast: Forecast) -> list[Upd
             .where(
                 Update.model_id == model.id,
                 Update.version.is_not(None),
-                Update.parent_version.in_(lineage),
+                among(Update.parent_version, lineage),
                 among(Update.strategy, probed),
             )
             .order_by((Update.strategy == forecast.strategy).desc(), Update.seq.desc())

@@ -55,7 +55,11 @@ def test_a_forecast_is_asked_for_waited_for_shown_and_listed(learnt: World, pali
         shown = palimpsest(*shlex.split(command)[1:])
     assert shown.code == 0, shown
     newest, first = learnt.get("/models/triage/forecasts")["data"]
-    assert (newest["strategy"]["name"], newest["status"], first["id"]) == ("sequential", "done", asked.json["id"])
+    assert (newest["strategy"]["name"], newest["status"], first["id"]) == (
+        "sequential",
+        "done",
+        asked.json["id"],
+    )
     (task,) = newest["forecast"]["tasks"]
     assert f"{task['predicted_change']:+.3f}" in shown.out
     assert "0 past updates" in " ".join(shown.out.split())
