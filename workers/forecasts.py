@@ -8,7 +8,8 @@ import json
 import shutil
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -119,7 +120,8 @@ def _work(claim: RowClaim, lease: Lease, work: Path) -> None:
         prober = Prober(model, forecast.share, trainer, lease, work)
         if forecast.probe is None:
             probe = prober.probe(as_update(forecast), parent_version=forecast.parent_version)
-            _keep(claim, lambda _session, row: setattr(row, "probe", probe.to_json()))
+            with _kept(claim) as (_, row):
+                row.probe = probe.to_json()
         skipped = _probe_past(claim, prober, [update for update in past if update.id not in known])
     lease.check()
     with session_scope(tenant=claim.tenant, role="worker") as session:
@@ -143,22 +145,19 @@ def _probe_past(claim: RowClaim, prober: Prober, updates: Sequence[Update]) -> d
             log.info("past_update_skipped", update=update.id, code=failure.code)
             skipped[update.id] = failure.message
             continue
-        _keep(
-            claim,
-            lambda session, row, update=update, probe=probe: keep_probe(  # type: ignore[misc]  # default arguments bind the loop's variables
-                session, forecast=row, update_id=update.id, probe=probe
-            ),
-        )
+        with _kept(claim) as (session, forecast):
+            keep_probe(session, forecast=forecast, update_id=update.id, probe=probe)
     return skipped
 
 
-def _keep(claim: RowClaim, keep: Callable[[Session, Forecast], None]) -> None:
-    """Commits what one probe showed, while the claim holds."""
+@contextmanager
+def _kept(claim: RowClaim) -> Iterator[tuple[Session, Forecast]]:
+    """A transaction that keeps what one probe showed, while the claim holds."""
     with session_scope(tenant=claim.tenant, role="worker") as session:
         row = FORECASTS.hold(session, claim=claim)
         if row is None:
             raise LeaseLost(claim.row_id)
-        keep(session, row)
+        yield session, row
     reach("forecast_probe_kept")
 
 

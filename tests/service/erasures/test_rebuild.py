@@ -14,7 +14,8 @@ from fastapi.testclient import TestClient
 from sqlalchemy import text
 
 from service.config import get_settings
-from service.db import engine_for
+from service.db import EVERY_TENANT, engine_for, session_scope
+from service.forecasts.leases import FORECASTS
 from tests.scenes import World
 
 MODEL = "/v1/models/triage"
@@ -195,6 +196,18 @@ def test_a_candidate_that_is_being_compared_anew_is_not_retired(learnt: World) -
     answer = learnt.client.post(f"{MODEL}/erasures/{erasure['id']}/retire")
     assert learnt.problem(answer) == (409, "version_in_use")
     assert held["id"] in answer.json()["detail"]
+
+
+def test_a_version_that_a_forecast_is_made_from_is_not_retired(learnt: World) -> None:
+    body = {"tasks": ["one"], "relearn": True, "parent": 1}
+    asked = learnt.ok(learnt.client.post(f"{MODEL}/updates:forecast", json=body))
+    erasure = forget(learnt)
+    learnt.rollback(to=0)
+    with session_scope(tenant=EVERY_TENANT, role="worker") as session:
+        FORECASTS.claim(session, worker="test", lease_seconds=30)
+    answer = learnt.client.post(f"{MODEL}/erasures/{erasure['id']}/retire")
+    assert learnt.problem(answer) == (409, "version_in_use")
+    assert asked["id"] in answer.json()["detail"]
 
 
 def test_metadata_that_leaves_no_room_for_the_erasure_is_refused(learnt: World) -> None:
