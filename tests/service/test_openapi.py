@@ -76,6 +76,7 @@ def everything_once(world: World) -> dict[str, list[str | int]]:
     learnt = world.learn("t", model="m")
     held = world.learn("t", model="m", relearn=True, promotion="manual")
     queued = world.request("t", model="m", relearn=True)
+    forecast = world.forecast("t", model="m", relearn=True)
     assert (learnt["status"], held["status"]) == ("promoted", "awaiting_approval")
     key = world.ok(world.client.post("/v1/keys", json={"name": "spare", "scopes": ["read"]}))
     erasure = world.ok(world.client.delete("/v1/models/m/examples", params={"subject": "nobody"}))
@@ -85,7 +86,7 @@ def everything_once(world: World) -> dict[str, list[str | int]]:
         "model": ["m"], "task": ["t"], "version": [1, 2, 0, 3], "alias": ["champion", "canary"],
         "update": [held["id"], learnt["id"], queued["id"]], "key_id": [key["id"]], "example": ["mine", "ex_1"],
         "strategy": ["replay", "nosuch"], "webhook": [webhook["id"]], "delivery": [delivery["id"], "dlv_1"],
-        "erasure": [erasure["id"], "era_1"],
+        "erasure": [erasure["id"], "era_1"], "forecast": [forecast["id"], "fct_1"],
     }  # fmt: skip
 
 
