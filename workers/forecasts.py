@@ -15,12 +15,13 @@ from pathlib import Path
 from statistics import fmean
 
 import numpy as np
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 from structlog import get_logger
 
 from service.config import get_settings
-from service.db import among, session_scope
+from service.db import EVERY_TENANT, among, session_scope
+from service.errors import ServiceError
 from service.examples.queries import eval_ids, rows_by_id, visible_labels
 from service.failpoints import reach
 from service.forecasts.commands import finish_forecast, keep_probe
@@ -30,18 +31,31 @@ from service.forecasts.probes import Probe, TaskProbe
 from service.forecasts.queries import as_update, find_past, stored_probes
 from service.leased_rows import RowClaim
 from service.models import Forecast, Model, Task, Update, Version, VersionTask
+from service.registry.queries import get_model
+from service.updates.leases import work_is_waiting
 from workers.child import Trainer
-from workers.failures import described
+from workers.failures import DATABASE_ERRORS, described
 from workers.lease import Lease, LeaseLost
 from workers.leased_work import carry
 from workers.preparation import Plan, StateErased, base_folder, plan_update, write_rows
 from workers.training.contract import EvaluateRequest, Outcomes
+from workers.training.errors import Cancelled, Stopped
 from workers.watchdog import Limits
 
 log = get_logger(__name__)
 
 MOST_EVAL_ROWS = 500
 """Of each task that parent and probe are asked: a change of a hundredth shows, and a probe stays cheap."""
+
+
+ENOUGH_ROWS = 0.95
+"""Of those that a past update learnt: below that share, a probe of it would be one of another update."""
+
+
+class RowsGone(ServiceError):
+    """Rows that a past update learnt were erased, corrected or removed by retention."""
+
+    status, code = 409, "rows_gone"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +82,8 @@ class Prober:
     def probe(self, update: Update, *, parent_version: int) -> Probe:
         """Takes the first steps of an update and returns what they showed of the tasks learnt before it.
 
-        Raises whatever preparing and training the update itself would.
+        Raises whatever preparing and training the update itself would, and `RowsGone` for a past update whose rows are not
+        those that it learnt any more.
         """
         work = self.work / update.id
         try:
@@ -78,6 +93,8 @@ class Prober:
 
     def _probe(self, update: Update, *, parent_version: int, work: Path) -> Probe:
         plan = plan_update(self.model, update, parent_version=parent_version, work=work)
+        if update.version is not None:
+            require_its_rows(self.model, update, fresh=Path(plan.request.fresh))
         old = old_tasks(self.model, update=update, parent=plan.parent, work=work)
         request = replace(plan.request, share=self.share, checkpoints=str(work / "checkpoints"))
         result = self.trainer.probe(request, on_progress=self.lease.report, watch=self.lease.watch)
@@ -119,9 +136,10 @@ def _work(claim: RowClaim, lease: Lease, work: Path) -> None:
     with Trainer(Limits(settings.progress_timeout_seconds, settings.memory_limit_bytes)) as trainer:
         prober = Prober(model, forecast.share, trainer, lease, work)
         if forecast.probe is None:
-            probe = prober.probe(as_update(forecast), parent_version=forecast.parent_version)
+            probe = _own_probe(prober, forecast)
             with _kept(claim) as (_, row):
                 row.probe = probe.to_json()
+            _let_updates_pass()
         skipped = _probe_past(claim, prober, [update for update in past if update.id not in known])
     lease.check()
     with session_scope(tenant=claim.tenant, role="worker") as session:
@@ -129,8 +147,28 @@ def _work(claim: RowClaim, lease: Lease, work: Path) -> None:
             raise LeaseLost(claim.row_id)
 
 
+def _own_probe(prober: Prober, forecast: Forecast) -> Probe:
+    try:
+        return prober.probe(as_update(forecast), parent_version=forecast.parent_version)
+    except StateErased:  # meanwhile; prepared anew, it does without
+        return prober.probe(as_update(forecast), parent_version=forecast.parent_version)
+
+
+def _let_updates_pass() -> None:
+    """Gives the forecast back while an update could be claimed. Raises `Stopped`.
+
+    Called after a probe was kept, so that every claim gets further.
+    """
+    with session_scope(tenant=EVERY_TENANT, role="worker") as session:
+        if work_is_waiting(session):
+            raise Stopped
+
+
 def _probe_past(claim: RowClaim, prober: Prober, updates: Sequence[Update]) -> dict[str, str]:
-    """Probes past updates and keeps what they showed; returns those that cannot be probed any more, and why."""
+    """Probes past updates and keeps what they showed; returns those that cannot be probed now, and why.
+
+    A past update that fails costs the forecast this one lesson and nothing else: it may want another machine.
+    """
     skipped = {}
     for update in updates:
         try:
@@ -138,15 +176,16 @@ def _probe_past(claim: RowClaim, prober: Prober, updates: Sequence[Update]) -> d
         except StateErased:
             skipped[update.id] = "what its parent's strategy had left was erased"
             continue
+        except (Stopped, Cancelled, LeaseLost, *DATABASE_ERRORS):
+            raise
         except Exception as error:
             failure = described(error)
-            if not failure.final:
-                raise
-            log.info("past_update_skipped", update=update.id, code=failure.code)
+            log.warning("past_update_skipped", update=update.id, code=failure.code)
             skipped[update.id] = failure.message
             continue
         with _kept(claim) as (session, forecast):
             keep_probe(session, forecast=forecast, update_id=update.id, probe=probe)
+        _let_updates_pass()
     return skipped
 
 
@@ -154,11 +193,30 @@ def _probe_past(claim: RowClaim, prober: Prober, updates: Sequence[Update]) -> d
 def _kept(claim: RowClaim) -> Iterator[tuple[Session, Forecast]]:
     """A transaction that keeps what one probe showed, while the claim holds."""
     with session_scope(tenant=claim.tenant, role="worker") as session:
+        get_model(session, model=claim.model_id, hold=True)  # a purge takes it first, then its rows
         row = FORECASTS.hold(session, claim=claim)
         if row is None:
             raise LeaseLost(claim.row_id)
         yield session, row
     reach("forecast_probe_kept")
+
+
+def require_its_rows(model: Model, update: Update, *, fresh: Path) -> None:
+    """Raises `RowsGone` unless nearly all rows that a past update learnt were prepared once more: what came of it would be
+    held against a probe of something else."""
+    with session_scope(tenant=model.tenant_id, role="worker") as session:
+        learnt = int(
+            session.scalar(
+                select(func.sum(VersionTask.rows)).where(
+                    VersionTask.model_id == model.id, VersionTask.version == update.version
+                )
+            )
+            or 0
+        )
+    with fresh.open("rb") as lines:
+        there = sum(1 for _ in lines)
+    if there < ENOUGH_ROWS * learnt:
+        raise RowsGone(f"Only {there} of the {learnt} rows that it learnt are still there.")
 
 
 def old_tasks(model: Model, *, update: Update, parent: Version, work: Path) -> list[OldTask]:

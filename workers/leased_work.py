@@ -40,6 +40,7 @@ def carry(rows: LeasedRows[Any], claim: RowClaim, work: Work, *, stopping: threa
 
 def _attempt(rows: LeasedRows[Any], claim: RowClaim, work: Work, lease: Lease, folder: Path) -> None:
     try:
+        leave_workspace(folder, keep=False)  # what attempts before this one left
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         work(claim, lease, folder)
     except (LeaseLost, Cancelled):  # nobody cancels such a row: this too says that the lease is lost

@@ -84,7 +84,7 @@ def prepare_update(claim: Claim, *, work: Path) -> Plan:
 def plan_update(model: Model, update: Update, *, parent_version: int, work: Path) -> Plan:
     """Writes the rows that an update trains on from this parent into `work`, and returns the plan; raises as above.
 
-    The update need not be stored, nor a new one: within its cut, the rows of a past one are those it trained on.
+    The update need not be stored, nor a new one: within its cut, the rows of a past one are those it trained on that are still there.
     """
     work.mkdir(mode=0o700, parents=True, exist_ok=True)
     trained_on = array("q")

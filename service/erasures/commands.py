@@ -183,7 +183,9 @@ def _require_unused(session: Session, *, model: Model, versions: list[int]) -> N
     working = working or session.scalar(
         select(Forecast.id).where(
             Forecast.model_id == model.id,
-            Forecast.state == LeasedState.SCORING,
+            # One that waits for another attempt may have left something in a worker's scratch folder.
+            (Forecast.state == LeasedState.SCORING)
+            | ((Forecast.state == LeasedState.QUEUED) & (Forecast.fence > 0)),
             among(Forecast.parent_version, versions),
         )
     )

@@ -23,7 +23,7 @@ from service.forecasts.schemas import (
     PastUpdate,
     SkippedUpdate,
 )
-from service.models import Forecast, ForecastProbe, LeasedState, Model, Task, Update
+from service.models import Forecast, ForecastProbe, LeasedState, Model, Task, Update, Version
 from service.registry.queries import get_version, task_names
 from service.updates.catalogue import strategies
 
@@ -51,7 +51,10 @@ def as_update(forecast: Forecast) -> Update:
 
 def find_past(session: Session, *, model: Model, forecast: Forecast) -> list[Update]:
     """Returns the past updates that a forecast is held against: `MOST_PAST_UPDATES` that yielded a version from its
-    parent's lineage, those of its own strategy first, then the newest. Verdicts do not matter, scores do."""
+    parent's lineage before it was asked for, those of its own strategy first, then the newest. Verdicts do not matter, scores do.
+
+    What ended later is left out: it may be the very update that is forecast.
+    """
     lineage = get_version(session, model=model, version=forecast.parent_version).lineage
     if not model.is_graded:
         lineage = [version for version in lineage if version > 0]  # from the base there was nothing to forget
@@ -59,9 +62,10 @@ def find_past(session: Session, *, model: Model, forecast: Forecast) -> list[Upd
     return list(
         session.scalars(
             select(Update)
+            .join(Version, (Version.model_id == Update.model_id) & (Version.number == Update.version))
             .where(
                 Update.model_id == model.id,
-                Update.version.is_not(None),
+                Version.created_at < forecast.requested_at,
                 among(Update.parent_version, lineage),
                 among(Update.strategy, probed),
             )
@@ -131,7 +135,7 @@ def answer(
             )
     tasks = _tasks(session, model=model, forecast=forecast, probe=probe, lessons=lessons)
     return ForecastResult(
-        summary=_summary(tasks, past=len(shown), level=forecast.level),
+        summary=_summary(tasks, level=forecast.level),
         calibrated=all(task.calibrated for task in tasks),
         tasks=tasks,
         past=shown,
@@ -187,14 +191,18 @@ def _task(
     )  # fmt: skip
 
 
-def _summary(tasks: Sequence[ForecastTask], *, past: int, level: float) -> str:
+def _summary(tasks: Sequence[ForecastTask], *, level: float) -> str:
     if not tasks:
         return "Nothing that was learnt before could be forgotten."
     needed = updates_needed(level)
     worst = max(tasks, key=lambda task: task.forgetting)
     told = f"The most is forecast to be lost on '{worst.task}': {worst.predicted_change:+.3f}."
-    if all(task.calibrated for task in tasks):
-        return f"{told} The intervals are calibrated on {past} past updates and should hold {level:.0%} of the time."
+    if worst.forgetting <= 0.0:
+        told = "No task is forecast to lose anything."
+    past = min((task.past_updates for task in tasks if not task.calibrated), default=None)
+    if past is None:
+        fewest = min(task.past_updates for task in tasks)
+        return f"{told} The intervals are calibrated on {fewest} past updates at least and should hold {level:.0%} of the time."
     some = "Some tasks have" if any(task.calibrated for task in tasks) else "There is"
     return (
         f"{told} {some} no interval: {past} past updates with such tasks could be probed, and {needed} are needed at "

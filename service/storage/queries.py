@@ -4,10 +4,20 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Select, func, select, union
+from sqlalchemy import ColumnElement, Select, func, or_, select, union
 from sqlalchemy.orm import Session
 
-from service.models import Alias, AliasMove, Example, Model, ReplayEntry, Update, Version
+from service.models import (
+    Alias,
+    AliasMove,
+    Example,
+    Forecast,
+    LeasedState,
+    Model,
+    ReplayEntry,
+    Update,
+    Version,
+)
 from service.registry.queries import get_champion, previous_champion
 from service.replay.queries import read_buffer
 from service.storage.schemas import Amounts, ModelStorage, StorageRead
@@ -83,8 +93,8 @@ class Live:
 def live_versions(session: Session, *, model: Model, newest: int | None) -> Live:
     """Returns the live heads and the `newest` versions (all of them for None).
 
-    Heads are the champion, where a plain rollback goes, where the champion came from, aliased versions, and the versions
-    and parents of unfinished updates, and what unfinished blends are made of.
+    Heads are the champion, where a plain rollback goes, where the champion came from, aliased versions, the versions
+    and parents of unfinished updates and forecasts, and what unfinished blends are made of.
     """
     champion = get_champion(session, model=model)
     move = session.get_one(AliasMove, {"tenant_id": model.tenant_id, "id": champion.move_id})
@@ -96,6 +106,7 @@ def live_versions(session: Session, *, model: Model, newest: int | None) -> Live
             Update.version, Update.parent_version, Update.parent, Update.parameters["of"].as_integer()
         ).where(Update.model_id == model.id, Update.state.not_in(FINISHED))
     )
+    numbers |= set(session.scalars(select(Forecast.parent_version).where(*_unfinished_forecasts(model))))
     for version, parent_version, parent, of in unfinished:
         numbers |= {version, parent_version, int(parent) if parent.isdecimal() else None, of}
     of_model = select(Version.number).where(Version.model_id == model.id).order_by(Version.number.desc())
@@ -123,6 +134,11 @@ def buffered_examples(session: Session, *, model: Model, newest: int) -> list[in
 
 
 def is_busy(session: Session, *, model: Model) -> bool:
-    """Says whether an update of the model is queued or active, and so about to read its rows."""
-    busy = select(Update.id).where(Update.model_id == model.id, Update.state.in_((*ACTIVE, QUEUED))).limit(1)
-    return session.scalar(busy) is not None
+    """Says whether an update or a forecast of the model is queued or active, and so about to read its rows."""
+    updates = select(Update.id).where(Update.model_id == model.id, Update.state.in_((*ACTIVE, QUEUED)))
+    forecasts = select(Forecast.id).where(*_unfinished_forecasts(model))
+    return session.scalar(select(or_(updates.exists(), forecasts.exists()))) is True
+
+
+def _unfinished_forecasts(model: Model) -> tuple[ColumnElement[bool], ...]:
+    return (Forecast.model_id == model.id, Forecast.state.in_((LeasedState.QUEUED, LeasedState.SCORING)))

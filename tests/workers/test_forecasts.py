@@ -1,6 +1,7 @@
 """Forecasts: real probes of real updates, held against what the model's past updates came to."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,12 +10,17 @@ from sqlalchemy import text
 
 from service.db import EVERY_TENANT, session_scope
 from service.forecasts.leases import FORECASTS
-from service.models import Forecast, ForecastProbe, Version
+from service.forecasts.queries import find_past, get_forecast
+from service.models import Forecast, ForecastProbe, Update, Version
+from service.registry.queries import get_model, get_version
+from service.storage.queries import is_busy, live_versions
 from tests.conftest import emptied
 from tests.scenes import World, make_client
 from workers import forecasts
 from workers.child import Trainer
+from workers.forecasts import RowsGone, require_its_rows
 from workers.tasks import run_next_forecast
+from workers.training.errors import TrainingFailed
 
 FORGETFUL: dict[str, Any] = {
     "strategy": {"name": "sequential"},
@@ -186,6 +192,73 @@ def test_a_task_that_is_taught_again_is_told_apart(world: World, forecast: dict[
     assert roles == {"one": ("relearnt", 0), "two": ("old", 1)}
 
 
+def test_what_ended_after_the_forecast_was_asked_for_is_no_past_of_it(world: World) -> None:
+    done = world.forecast("next", **FORGETFUL)
+    with session_scope(tenant="acme") as session:
+        model, forecast = get_model(session, model="triage"), get_forecast(session, forecast_id=done["id"])
+        assert [update.version for update in find_past(session, model=model, forecast=forecast)] == [2]
+        session.expunge(forecast)
+        forecast.requested_at = get_version(session, model=model, version=1).created_at
+        assert find_past(session, model=model, forecast=forecast) == []
+
+
+def test_a_past_update_that_fails_costs_its_lesson_and_not_the_forecast(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    probe = Trainer.probe
+
+    def fail_the_past(trainer: Trainer, request: Any, **others: Any) -> Any:
+        if request.lineage["update"].startswith("upd_"):
+            raise TrainingFailed("too_few_devices", "it wants two devices, there is one")
+        return probe(trainer, request, **others)
+
+    monkeypatch.setattr(Trainer, "probe", fail_the_past)
+    found = world.forecast("next", **FORGETFUL, probe_fraction=0.2)
+    assert (found["status"], found["attempt"]) == ("done", 1)
+    assert [entry["reason"] for entry in found["forecast"]["skipped"]] == [
+        "it wants two devices, there is one"
+    ]
+
+
+def test_a_past_update_whose_rows_are_gone_is_not_probed(world: World, tmp_path: Path) -> None:
+    with session_scope(tenant="acme", role="worker") as session:
+        model = get_model(session, model="triage")
+        update = session.scalars(sa.select(Update).where(Update.version == 2)).one()
+    fresh = tmp_path / "fresh.ndjson"
+    for rows, gone in ((16, False), (15, True)):
+        fresh.write_text("{}\n" * rows)
+        if not gone:
+            require_its_rows(model, update, fresh=fresh)
+            continue
+        with pytest.raises(RowsGone, match="Only 15 of the 16 rows"):
+            require_its_rows(model, update, fresh=fresh)
+
+
+def test_updates_that_wait_go_first_after_every_probe(world: World, probed: list[str]) -> None:
+    asked = world.ok(
+        world.client.post(FORECASTS_OF, json={"tasks": ["next"], **FORGETFUL, "probe_fraction": 0.3})
+    )
+    update = world.request("next", **FORGETFUL)["id"]
+    assert run_next_forecast()
+    forecast = world.get(f"/forecasts/{asked['id']}")
+    assert (forecast["status"], forecast["attempt"], len(probed)) == ("queued", 1, 1)
+    world.ok(world.client.post(f"/v1/updates/{update}/cancel"))
+    assert run_next_forecast()
+    assert world.get(f"/forecasts/{asked['id']}")["status"] == "done"
+    assert len(probed) == 2, "its own is not made again"
+
+
+def test_rows_that_a_forecast_waits_to_read_stay(world: World) -> None:
+    with session_scope(tenant="acme") as session:
+        model = get_model(session, model="triage")
+        assert not is_busy(session, model=model)
+    world.ok(world.client.post(FORECASTS_OF, json={"tasks": ["next"], **FORGETFUL}))
+    with session_scope(tenant="acme", role="worker") as session:
+        assert is_busy(session, model=model)
+        assert 2 in live_versions(session, model=model, newest=0).versions
+    assert run_next_forecast()
+
+
 def test_a_past_update_whose_parent_is_gone_is_skipped_and_named(world: World) -> None:
     with session_scope(tenant="acme", role="worker") as session:
         session.execute(sa.text("UPDATE versions SET artifact_removed_at = now() WHERE number = 1"))
@@ -196,8 +269,6 @@ def test_a_past_update_whose_parent_is_gone_is_skipped_and_named(world: World) -
 
 
 def test_what_fails_for_good_is_told(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    from workers.training.errors import TrainingFailed
-
     def fail(*_: Any, **__: Any) -> None:
         raise TrainingFailed("non_finite_loss", "the loss at step 3 is nan")
 
