@@ -41,6 +41,7 @@ from workers.workspace import CHECKPOINTS
 log = get_logger(__name__)
 # What ends an attempt, whichever training it meets.
 ENDS = (LeaseLost, Cancelled, Stopped, TrainedOnErased, *DATABASE_ERRORS)
+SEEDLESS = "'{strategy}', which was chosen, draws nothing at random: every seed gives the very same version"
 
 
 def repeats_of(update: Update) -> int:
@@ -134,9 +135,7 @@ class Repeats:
         """
         self._forget_others()
         if not strategies()[self.request.strategy].seeded:
-            return (
-                f"'{self.request.strategy}', which was chosen, draws nothing at random: every seed gives the very same version"
-            )  # fmt: skip
+            return SEEDLESS.format(strategy=self.request.strategy)
         round_ = plan_round(self.claim, candidate=self.candidate, work=self.work)
         if not round_.tasks:
             return "no task has an eval row to score a further seed on"

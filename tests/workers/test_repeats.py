@@ -432,6 +432,14 @@ def test_a_purge_takes_what_was_measured_along(world: World, database: str) -> N
         assert connection.scalar(text(count)) == 0
 
 
+def test_an_eval_set_that_goes_finds_its_repeats_by_an_index(database: str) -> None:
+    with engine_for(database).begin() as connection:
+        connection.execute(text("SET LOCAL enable_seqscan = off"))
+        wanted = "SELECT FROM repeat_scores WHERE tenant_id = 'acme' AND eval_set_id = 'one'"
+        plan = "\n".join(connection.scalars(text(f"EXPLAIN {wanted}")))
+    assert "ix_repeat_scores_eval_set" in plan
+
+
 @pytest.mark.parametrize(
     ("strategy", "count", "code", "param"),
     [
