@@ -38,7 +38,14 @@ from workers.child import Trainer
 from workers.failures import DATABASE_ERRORS, PASSING, described, is_away, refused
 from workers.imports import prepare_import
 from workers.lease import Lease, LeaseLost
-from workers.preparation import Plan, StateErased, TaskSlice, prepare_update, version_folder
+from workers.preparation import (
+    Plan,
+    StateErased,
+    TaskSlice,
+    TrainedOnErased,
+    prepare_update,
+    version_folder,
+)
 from workers.repeats import Course, measure_repeats, repeats_of
 from workers.scoring import (
     Candidate,
@@ -60,10 +67,6 @@ STATEMENT_SECONDS_OF_RECORDING = 600  # admissions of a large task are one long 
 # A champion that moves more often than this while one candidate is scored is left to another attempt.
 MAX_ROUNDS = 10
 PREPARATIONS = {BLEND: prepare_blend, IMPORT: prepare_import}  # of updates that train nothing
-
-
-class TrainedOnErased(Exception):
-    """An example was erased while a candidate was trained on it: the candidate must not live."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,6 +46,10 @@ class StateErased(Exception):
     """The parent's state was dropped by an erasure while the update was prepared: it has to be prepared again."""
 
 
+class TrainedOnErased(Exception):
+    """An example was erased while a candidate was trained on it: the candidate must not live."""
+
+
 @dataclass(frozen=True, slots=True)
 class TaskSlice:
     """The rows of one task that an update learns: the visible train rows of batches in (`after`, `up_to`]."""

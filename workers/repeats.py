@@ -2,6 +2,8 @@
 
 The version's own training comes first and is the one that an update without repeats has, so that nothing here can choose
 it. Every further seed is recorded as soon as it is scored: whoever takes the update over trains only what is missing.
+Nor can they take it away: a seed that ran away, or failed where another attempt would not help, is noted and passed over.
+That is not kept for another attempt, which trains such a seed again.
 """
 
 import hashlib
@@ -13,11 +15,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Session
 from structlog import get_logger
 
 from service.db import session_scope
 from service.evaluations.outcomes import Outcomes
 from service.evaluations.repeats import forget_other_repeats, record_repeat, scored_seeds
+from service.examples.queries import count_stored
 from service.failpoints import reach
 from service.models import Update
 from service.tracing import span
@@ -25,14 +30,18 @@ from service.updates import leases
 from service.updates.catalogue import strategies
 from service.updates.leases import Claim
 from workers.child import Trainer
+from workers.failures import DATABASE_ERRORS, described, refused
 from workers.lease import Lease, LeaseLost
-from workers.preparation import Plan
+from workers.preparation import Plan, TrainedOnErased
 from workers.scoring import Candidate, Round, as_outcomes, evaluation_of, plan_round
 from workers.training.contract import Progress, TrainRequest, TrainResult
-from workers.training.errors import DIVERGED, TrainingFailed
+from workers.training.errors import DIVERGED, Cancelled, Stopped
 from workers.workspace import CHECKPOINTS
 
 log = get_logger(__name__)
+# What ends an attempt, whichever training it meets.
+ENDS = (LeaseLost, Cancelled, Stopped, TrainedOnErased, *DATABASE_ERRORS)
+SEEDLESS = "'{strategy}', which was chosen, draws nothing at random: every seed gives the very same version"
 
 
 def repeats_of(update: Update) -> int:
@@ -110,41 +119,88 @@ class Repeats:
     course: Course
     request: TrainRequest  # of the version, with the strategy that `auto` chose for it
     seeds: list[int] = field(default_factory=list)
+    scored: set[int] = field(default_factory=set)
     diverged: list[int] = field(default_factory=list)
+    failed: dict[int, str] = field(default_factory=dict)  # code by seed
 
-    def measure(self) -> None:
-        """Trains and scores every seed that is not scored yet; one whose training runs away is noted and passed over.
+    @property
+    def basis(self) -> str:
+        """What scores of this attempt, and of earlier ones that it may stand on, are recorded under."""
+        return basis_of(self.plan, self.request)
 
-        Raises what a training raises: `Cancelled`, `Stopped`, `TrainingFailed`, `ChildDied`; and `LeaseLost`.
+    def measure(self) -> str | None:
+        """Trains and scores every seed that is not scored yet; returns why no seed was, None where some were.
+
+        Raises what ends an attempt (`ENDS`), and what a training raises while attempts are left that may mend it.
         """
+        self._forget_others()
+        if not strategies()[self.request.strategy].seeded:
+            return SEEDLESS.format(strategy=self.request.strategy)
         round_ = plan_round(self.claim, candidate=self.candidate, work=self.work)
-        basis = basis_of(self.plan, self.request)
-        scored = self._scored(round_, basis=basis)
+        if not round_.tasks:
+            return "no task has an eval row to score a further seed on"
+        self.scored = self._scored_before(round_)
         for number, seed in enumerate(self.seeds, start=2):
-            if seed in scored:
-                continue
-            self.course.begin(running=number, done=1 + len(scored) + len(self.diverged))
-            try:
-                with span("repeat", attributes={"palimpsest.seed": seed}):
-                    made = self._train_and_score(seed, round_)
-            except TrainingFailed as error:
-                if error.code not in DIVERGED:
-                    raise
-                log.warning("repeat_diverged", seed=seed, code=error.code)
-                self.diverged.append(seed)
-            else:
-                self._record(seed, round_, made, basis=basis)
-                scored.add(seed)
-            self._throw_away(seed)
+            if seed not in self.scored:
+                self._try(seed, round_, number=number)
+        return None if self.scored else self._why_none()
 
-    def _scored(self, round_: Round, *, basis: str) -> set[int]:
+    def _try(self, seed: int, round_: Round, *, number: int) -> None:
+        over = len(self.scored) + len(self.diverged) + len(self.failed)
+        self.course.begin(running=number, done=1 + over)
+        try:
+            with span("repeat", attributes={"palimpsest.seed": seed}):
+                made = self._train_and_score(seed, round_)
+            self._record(seed, round_, made)
+        except ENDS:
+            raise
+        except Exception as error:
+            self._pass_over(seed, error)
+        else:
+            self.scored.add(seed)
+        self._throw_away(seed)
+
+    def _pass_over(self, seed: int, error: Exception) -> None:
+        """Notes what became of a seed; raises the error again where another attempt may mend it, and there is one."""
+        failure = described(refused(error) if isinstance(error, DBAPIError) else error)
+        if failure.code in DIVERGED:
+            self.diverged.append(seed)
+        elif failure.final or self.claim.attempt >= self.plan.update.max_attempts:
+            self.failed[seed] = failure.code
+        else:
+            raise error
+        unexpected = error if failure.unexpected else None
+        log.warning("repeat_failed", seed=seed, code=failure.code, error=str(error), exc_info=unexpected)
+
+    def _why_none(self) -> str:
+        if not self.failed:
+            return "the training of every further seed ran away"
+        codes = ", ".join(sorted(set(self.failed.values())))
+        ran_away = f", and the training of {len(self.diverged)} more ran away" if self.diverged else ""
+        return f"{len(self.failed)} further seeds failed ({codes}){ran_away}"
+
+    def _hold(self, session: Session) -> Update:
+        """Locks the update's row. Raises `LeaseLost`, and `TrainedOnErased` where what is trained on has been erased."""
+        left = count_stored(session, self.plan.trained_on)  # before the lock, which lease renewals wait for
+        update = leases.hold(session, claim=self.claim)
+        if update is None:
+            raise LeaseLost(self.claim.update_id)
+        if left < len(self.plan.trained_on):
+            raise TrainedOnErased
+        return update
+
+    def _forget_others(self) -> None:
+        """Forgets what earlier attempts measured on something else; there is nothing to stand on in that."""
+        with session_scope(tenant=self.claim.tenant, role="worker") as session:
+            self._hold(session)
+            forget_other_repeats(session, update_id=self.claim.update_id, basis=self.basis)
+
+    def _scored_before(self, round_: Round) -> set[int]:
         """What an earlier attempt has measured already, and this one may stand on."""
         with session_scope(tenant=self.claim.tenant, role="worker") as session:
-            if leases.hold(session, claim=self.claim) is None:
-                raise LeaseLost(self.claim.update_id)
-            forget_other_repeats(session, update_id=self.claim.update_id, basis=basis)
             sets = [task.eval_set.id for task in round_.tasks]
-            return scored_seeds(session, update_id=self.claim.update_id, eval_sets=sets) & set(self.seeds)
+            found = scored_seeds(session, update_id=self.claim.update_id, eval_sets=sets)
+        return found & set(self.seeds)
 
     def _train_and_score(self, seed: int, round_: Round) -> Mapping[str, Outcomes]:
         request = replace(
@@ -166,15 +222,13 @@ class Repeats:
     def _tell(self, progress: Progress) -> None:
         self.lease.report(self.course.overall(progress))
 
-    def _record(self, seed: int, round_: Round, made: Mapping[str, Outcomes], *, basis: str) -> None:
+    def _record(self, seed: int, round_: Round, made: Mapping[str, Outcomes]) -> None:
         self.lease.check()
         with session_scope(tenant=self.claim.tenant, role="worker") as session:
-            update = leases.hold(session, claim=self.claim)
-            if update is None:
-                raise LeaseLost(self.claim.update_id)
+            update = self._hold(session)
             for task in round_.tasks:
                 record_repeat(
-                    session, update=update, seed=seed, basis=basis, eval_set=task.eval_set,
+                    session, update=update, seed=seed, basis=self.basis, eval_set=task.eval_set,
                     outcomes=made[task.eval_set.id],
                 )  # fmt: skip
         reach("repeat_recorded")
@@ -201,20 +255,19 @@ def measure_repeats(
     if course.trainings == 1:
         return None
     request = chosen(plan.request, result)
-    if not strategies()[request.strategy].seeded:
-        seedless = f"'{request.strategy}', which was chosen, draws nothing at random: every seed gives the very same version"
-        return {"seeds": [], "diverged": [], "seconds": 0.0, "reason": seedless}
     began = time.monotonic()
     repeats = Repeats(
         claim, plan, candidate, lease, work, trainer, course, request,
         seeds=repeat_seeds(request.settings.seed, course.trainings - 1),
     )  # fmt: skip
-    repeats.measure()
-    scored = [seed for seed in repeats.seeds if seed not in repeats.diverged]
-    reason = None if scored else "the training of every further seed ran away"
+    reason = repeats.measure()
     return {
-        "seeds": scored, "diverged": repeats.diverged, "seconds": time.monotonic() - began, "reason": reason,
-    }  # fmt: skip
+        "seeds": [seed for seed in repeats.seeds if seed in repeats.scored],
+        "diverged": repeats.diverged,
+        "failed": {str(seed): code for seed, code in repeats.failed.items()},
+        "seconds": time.monotonic() - began,
+        "reason": reason,
+    }
 
 
 def chosen(request: TrainRequest, result: TrainResult) -> TrainRequest:

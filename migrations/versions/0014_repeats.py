@@ -48,6 +48,8 @@ def upgrade() -> None:
             "tenant_id", "update_id", "seed", "eval_set_id", name=op.f("pk_repeat_scores")
         ),
     )  # fmt: skip
+    # For the cascade from eval sets, which the primary key does not serve.
+    op.create_index("ix_repeat_scores_eval_set", "repeat_scores", ["tenant_id", "eval_set_id"])
     op.execute("ALTER TABLE repeat_scores OWNER TO palimpsest_owner")
     op.execute("ALTER TABLE repeat_scores ENABLE ROW LEVEL SECURITY")
     op.execute("ALTER TABLE repeat_scores FORCE ROW LEVEL SECURITY")

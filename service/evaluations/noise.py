@@ -5,8 +5,12 @@ little differently (Dodge et al. 2020, arXiv 2002.06305; Bouthillier et al. 2021
 (`significance`) speak of other eval examples under this seed, those here of other seeds on these examples.
 
 One convention, as in `significance`: each end of an interval is a one-sided bound that holds with the given confidence.
-Both intervals take scores over seeds as normal: NIST/SEMATECH e-Handbook of Statistical Methods, 1.3.5.2 (the mean, by
-Student's t) and 7.2.3.1 (the standard deviation, by chi-square).
+Whether a change is beyond noise is decided by a two-sided test instead, corrected for all tasks that are tested together.
+Both take scores over seeds as normal: NIST/SEMATECH e-Handbook of Statistical Methods, 1.3.5.2 (the mean, by Student's t)
+and 7.2.3.1 (the standard deviation, by chi-square).
+
+Accuracies move in steps of 1/n, so that seeds tie where their noise is less than a step. A tie is no certainty: no standard
+deviation is taken for less than that of rounding, a uniform draw's from one step (`rounding_sd`).
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Literal
 
-from service.evaluations.binomial import beta_quantile
+from service.evaluations.binomial import beta_quantile, incomplete_beta
 
 Standing = Literal["within_noise", "beyond_noise"]
 
@@ -44,52 +48,88 @@ class Spread:
 class Interpretation:
     """Holds a change beside the spread of the same change over seeds.
 
-    `ratio` is the change in standard deviations, None where every seed gives the same.
+    `standing` is None where nothing could be tested, `ratio` the change in standard deviations, without its sign, and None
+    where every seed gives the same.
     """
 
-    standing: Standing
+    standing: Standing | None
     ratio: float | None
     detail: str
 
 
-def spread(values: Sequence[float], confidence: float) -> Spread:
+def spread(values: Sequence[float], confidence: float, *, least_sd: float = 0.0) -> Spread:
     """Returns the spread of two values or more; each bound holds with `confidence`.
 
     With s the standard deviation of k values and ν = k − 1: mean ± t(c; ν)·s/√k, and s·√(ν/χ²(c; ν)) to
-    s·√(ν/χ²(1 − c; ν)). Raises ValueError for fewer than two values, or a confidence outside (0.5, 1).
+    s·√(ν/χ²(1 − c; ν)); all but the lower bound of the latter take `least_sd` where s is less. Raises ValueError for fewer
+    than two values, or a confidence outside (0.5, 1).
     """
     if len(values) < 2:
         raise ValueError("one value has no spread")
     if not 0.5 < confidence < 1.0:
         raise ValueError(f"a confidence lies between 0.5 and 1, not {confidence}")
     mean, sd, freedom = fmean(values), _deviation(values), len(values) - 1
-    reach = t_quantile(confidence, freedom) * sd / math.sqrt(len(values))
-    lower, upper = (
-        sd * math.sqrt(freedom / chi_square_quantile(level, freedom))
-        for level in (confidence, 1.0 - confidence)
-    )
+    taken = max(sd, least_sd)
+    reach = t_quantile(confidence, freedom) * taken / math.sqrt(len(values))
+    lower = sd * math.sqrt(freedom / chi_square_quantile(confidence, freedom))
+    upper = taken * math.sqrt(freedom / chi_square_quantile(1.0 - confidence, freedom))
     return Spread(mean, sd, (lower, upper), (mean - reach, mean + reach), min(values), max(values))
 
 
-def interpret(change: float, over_seeds: Spread, *, seeds: int, confidence: float) -> Interpretation:
+def rounding_sd(step: float) -> float:
+    """Returns the standard deviation of what rounding to steps hides: a uniform draw's from one step, step/√12."""
+    return step / math.sqrt(12.0)
+
+
+def p_value_of_mean(over_seeds: Spread, *, seeds: int, least_sd: float = 0.0) -> float | None:
+    """Returns the two-sided p-value of Student's t-test that the mean over all seeds is 0.
+
+    With s the standard deviation, or `least_sd` where that is more, t = mean·√k/s and p = P(|T| > |t|) = I_x(ν/2, 1/2) at
+    x = ν/(ν + t²) (DLMF 8.17; Abramowitz & Stegun 26.7.1). None where s is 0 and the mean is not: nothing to test it by.
+    """
+    if over_seeds.mean == 0.0:
+        return 1.0
+    sd, freedom = max(over_seeds.sd, least_sd), seeds - 1
+    if sd == 0.0:
+        return None
+    t = over_seeds.mean / sd * math.sqrt(seeds)
+    return incomplete_beta(freedom / 2.0, 0.5, freedom / (freedom + t * t))
+
+
+def interpret(
+    change: float, over_seeds: Spread, *, seeds: int, p_value: float | None, tests: int, confidence: float
+) -> Interpretation:
     """Says whether a change is more than another seed gives.
 
-    It is where the mean change over seeds is certainly not 0: a bound of it lies beyond. The mean decides and not
-    the version's own change, which may be a lucky draw.
+    It is where the mean change over seeds differs from 0, by `p_value` (of `tests` tests, corrected for that many) at
+    1 − `confidence`, and the change has the sign of the mean. The mean is tested and not the version's own change, which
+    may be a lucky draw; but a mean says nothing for a change of the other sign.
     """
-    low, high = over_seeds.mean_interval
     ratio = abs(change) / over_seeds.sd if over_seeds.sd else None
-    if over_seeds.sd == 0.0:
-        same = f"all {seeds} seeds change the score by the same {change:+.4g}"
-        return Interpretation("within_noise" if change == 0.0 else "beyond_noise", ratio, same)
-    found = (
-        f"over {seeds} seeds it is {over_seeds.mean:+.4g} on average, between {low:+.4g} and {high:+.4g} at"
-        f" {100 * confidence:.4g} % confidence; this version's is {ratio:.2g} standard deviations"
-    )
-    if low <= 0.0 <= high:
+    if p_value is None:
+        tie = f"all {seeds} seeds change the score by the very same {change:+.4g}, so that there is no noise to hold it against"
+        return Interpretation(None, ratio, tie)
+    found = _found(change, over_seeds, ratio, seeds=seeds, p_value=p_value, tests=tests)
+    if p_value > 1.0 - confidence:
         return Interpretation("within_noise", ratio, f"the change is within what another seed gives: {found}")
-    way = "gain" if low > 0.0 else "loss"
-    return Interpretation("beyond_noise", ratio, f"the seeds agree on a {way}: {found}")
+    way = "gain" if over_seeds.mean > 0.0 else "lose"
+    if change * over_seeds.mean <= 0.0:
+        drawn = f"other seeds {way} on average and this version's change is the draw of its seed: {found}"
+        return Interpretation("within_noise", ratio, drawn)
+    return Interpretation("beyond_noise", ratio, f"the seeds {way} on average: {found}")
+
+
+def _found(
+    change: float, over_seeds: Spread, ratio: float | None, *, seeds: int, p_value: float, tests: int
+) -> str:
+    """The figures behind a standing, in words."""
+    corrected = f", corrected after Holm for {tests} tasks" if tests > 1 else ""
+    if ratio is None:
+        return f"all {seeds} seeds change the score by the same {change:+.4g} (two-sided t-test, p = {p_value:.2g}{corrected})"
+    return (
+        f"over {seeds} seeds it is {over_seeds.mean:+.4g} on average (two-sided t-test, p = {p_value:.2g}{corrected});"
+        f" this version's is {change:+.4g}, {ratio:.2g} standard deviations"
+    )
 
 
 def t_quantile(probability: float, freedom: int) -> float:

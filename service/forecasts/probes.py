@@ -52,7 +52,6 @@ class Probe:
         """What the probe took."""
         return self.prepare_seconds + self.train_seconds + self.scoring_seconds
 
-    @property
-    def whole_seconds(self) -> float:
-        """What training all steps would take at the probe's pace, without scoring."""
-        return self.prepare_seconds + self.train_seconds * self.total_steps / max(1, self.steps)
+    def seconds_of(self, trainings: int) -> float:
+        """What so many trainings of all steps would take at the probe's pace, prepared once, without scoring."""
+        return self.prepare_seconds + trainings * self.train_seconds * self.total_steps / max(1, self.steps)

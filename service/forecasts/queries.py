@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
+from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -140,7 +141,7 @@ def answer(
         tasks=tasks,
         past=shown,
         skipped=[SkippedUpdate(update=update, reason=reason) for update, reason in skipped.items()],
-        costs=_costs(probe),
+        costs=costs_of(probe, training=forecast.training),
     )
 
 
@@ -210,10 +211,12 @@ def _summary(tasks: Sequence[ForecastTask], *, level: float) -> str:
     )
 
 
-def _costs(probe: Probe) -> ForecastCosts:
+def costs_of(probe: Probe, *, training: Mapping[str, Any]) -> ForecastCosts:
+    """Returns what a probe cost and what the update would: all its trainings, where it repeats with further seeds."""
+    trainings = int(training.get("repeats", 1))
     return ForecastCosts(
         fresh_rows=probe.fresh_rows, replay_rows=probe.replay_rows, probe_steps=probe.steps, total_steps=probe.total_steps,
-        probe_seconds=probe.seconds, training_seconds=probe.whole_seconds,
+        probe_seconds=probe.seconds, training_seconds=probe.seconds_of(trainings),
     )  # fmt: skip
 
 

@@ -91,9 +91,11 @@ class ForecastCosts(BaseModel):
     fresh_rows: int
     replay_rows: int
     probe_steps: int
-    total_steps: int
+    total_steps: int = Field(description="Of one training")
     probe_seconds: float = Field(description="Preparing, training and scoring")
-    training_seconds: float = Field(description="Of the whole update, at the probe's pace; without scoring")
+    training_seconds: float = Field(
+        description="Of the whole update, all `training.repeats` included, at the probe's pace; without scoring"
+    )
 
 
 class ForecastResult(BaseModel):

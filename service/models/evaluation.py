@@ -77,6 +77,7 @@ class RepeatScore(OwnedByTenant, Base):
         ForeignKeyConstraint(
             ["tenant_id", "eval_set_id"], ["eval_sets.tenant_id", "eval_sets.id"], ondelete="CASCADE"
         ),
+        Index("ix_repeat_scores_eval_set", "tenant_id", "eval_set_id"),
     )
 
     update_id: Mapped[str] = mapped_column(primary_key=True)

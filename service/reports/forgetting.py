@@ -135,7 +135,7 @@ def update_report(
     learnt before. `lineage` (`metrics.summarise`) gives the metrics that need the whole matrix.
     """
     p_values = [_p_value(evidence) for evidence in tasks]
-    corrected = _holm_where_tested(p_values)
+    corrected = holm_where_tested(p_values)
     return {
         "model": model,
         "version": version,
@@ -246,7 +246,8 @@ def _p_value(evidence: TaskEvidence) -> float | None:
     return mcnemar_exact(paired.negative_flips, paired.positive_flips)
 
 
-def _holm_where_tested(p_values: Sequence[float | None]) -> list[float | None]:
+def holm_where_tested(p_values: Sequence[float | None]) -> list[float | None]:
+    """Returns p-values corrected for having been looked at together (`holm`); None, where nothing was tested, stays."""
     corrected = iter(holm([p_value for p_value in p_values if p_value is not None]))
     return [None if p_value is None else next(corrected) for p_value in p_values]
 

@@ -143,7 +143,7 @@ def _noise(
         for task in lineage.tasks
     ]
     return update_noise(
-        seed=version.training["seed"], others=sorted(seeds), evidence=evidence, answers=answers, matrix=lineage.matrix,
+        seed=version.training["seed"], evidence=evidence, answers=answers, matrix=lineage.matrix,
         learnt_at=lineage.learnt_at, confidence=float(model.gate["confidence"]), logarithmic=model.is_graded,
         told=version.statistics.get("repeats") or {},
     )  # fmt: skip

@@ -18,7 +18,10 @@ class FlipCounts(BaseModel):
 
 
 class Spread(BaseModel):
-    """How values lie that differ in the seed alone. Each bound holds by itself with the gate's confidence."""
+    """How values lie that differ in the seed alone. Each bound holds by itself with the gate's confidence.
+
+    Bounds on accuracies of n examples take at least 1/(n·√12), the standard deviation of rounding, where seeds tie.
+    """
 
     mean: float
     sd: float = Field(description="Sample standard deviation (n − 1)")
@@ -40,9 +43,17 @@ class TaskNoise(BaseModel):
     )
     score: Spread
     change: Spread | None
-    ratio: float | None = Field(description="The version's change in standard deviations of the changes")
+    ratio: float | None = Field(
+        description="The version's change in standard deviations of the changes, without its sign"
+    )
+    p_value: float | None = Field(
+        description="Two-sided t-test of the mean change over seeds being 0; null where there is nothing to test"
+    )
+    p_value_holm: float | None = Field(description="The same, corrected for the number of tasks tested")
     standing: Literal["within_noise", "beyond_noise"] | None = Field(
-        description="beyond_noise: the mean change over seeds is certainly not 0"
+        description="beyond_noise: `p_value_holm` is at most 1 − the gate's confidence and the version's change has the sign "
+        "of the mean over seeds. Without a true change on any task, some task of a report is called so with at most that "
+        "probability. Null where nothing could be tested"
     )
     detail: str
 
@@ -52,8 +63,11 @@ class Noise(BaseModel):
 
     seeds: list[int] = Field(description="Those that were scored, the version's own first")
     diverged: list[int] = Field(description="Seeds whose training ran away; they count in no figure")
+    failed: dict[str, str] = Field(
+        description="Seeds whose training or scoring failed otherwise, each with its error's code; they count in no figure"
+    )
     summary: dict[str, Spread | None] = Field(
-        description="The summary's measures over seeds; null where the seed takes no part or something was not scored"
+        description="Empty where `detail` says why. The summary's measures over seeds; null where the seed takes no part or something was not scored"
     )
     detail: str
 

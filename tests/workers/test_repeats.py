@@ -6,6 +6,7 @@ import statistics
 import tarfile
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -23,7 +24,7 @@ from workers.child import Trainer
 from workers.lease import Lease
 from workers.repeats import Course, repeat_seeds
 from workers.training.contract import Progress, TrainRequest, TrainResult
-from workers.training.errors import TrainingFailed
+from workers.training.errors import ChildDied, TrainingFailed
 
 SEED = int(str(World.TRAINING["seed"]))
 THREE = {**World.TRAINING, "repeats": 3}
@@ -298,23 +299,115 @@ def test_a_cancel_in_a_repeat_ends_the_update(world: World, monkeypatch: pytest.
     assert (ended["status"], ended["version"]) == ("cancelled", None)
 
 
-def test_a_seed_whose_training_runs_away_counts_in_no_figure_and_fails_nothing(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def fails_with(monkeypatch: pytest.MonkeyPatch, seed: int, error: Exception) -> None:
+    """Has every training with that seed end with an error."""
     original = Trainer.train
 
     def train(self: Trainer, request: TrainRequest, **callbacks: Any) -> TrainResult:
-        if request.settings.seed == SECOND:
-            raise TrainingFailed("non_finite_loss", "step 3: the loss is nan")
+        if request.settings.seed == seed:
+            raise error
         return original(self, request, **callbacks)
 
     monkeypatch.setattr(Trainer, "train", train)
+
+
+def test_a_seed_whose_training_runs_away_counts_in_no_figure_and_fails_nothing(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fails_with(monkeypatch, SECOND, TrainingFailed("non_finite_loss", "step 3: the loss is nan"))
     world.model()
     world.task("one")
     assert world.learn("one", training=THREE)["status"] == "promoted"
     noise = world.get("/models/triage/versions/1/report")["noise"]
     assert (noise["seeds"], noise["diverged"]) == ([SEED, THIRD], [SECOND])
     assert "ran away" in noise["detail"]
+
+
+@pytest.mark.parametrize(
+    ("error", "attempts", "code"),
+    [
+        (TrainingFailed("bad_shape", "no attempt can mend this"), 1, "bad_shape"),
+        (ChildDied(-9), 3, "trainer_died"),
+    ],
+    ids=["final", "on the last attempt"],
+)
+def test_a_seed_that_fails_for_good_is_named_and_the_trained_version_lives(
+    world: World, monkeypatch: pytest.MonkeyPatch, error: Exception, attempts: int, code: str
+) -> None:
+    fails_with(monkeypatch, SECOND, error)
+    world.model()
+    world.task("one")
+    ended = world.learn("one", training={**THREE, "epochs": 1})
+    assert (ended["status"], ended["attempt"]) == ("promoted", attempts)
+    said = world.get("/models/triage/versions/1")["statistics"]["repeats"]
+    assert (said["seeds"], said["diverged"], said["failed"]) == ([THIRD], [], {str(SECOND): code})
+    noise = world.get("/models/triage/versions/1/report")["noise"]
+    assert (noise["seeds"], noise["failed"]) == ([SEED, THIRD], {str(SECOND): code})
+
+
+@pytest.mark.parametrize("during", [SEED, SECOND], ids=["the version's training", "a further training"])
+def test_no_further_seed_is_trained_on_what_was_erased_meanwhile(
+    world: World, trained: list[int], monkeypatch: pytest.MonkeyPatch, during: int
+) -> None:
+    world.model()
+    world.task("one")
+    row = {"text": "the one to be forgotten", "label": "os", "split": "train", "subject": "p1"}
+    world.examples("one", [row])
+    noted, left = Trainer.train, [1]
+
+    def train(self: Trainer, request: TrainRequest, **callbacks: Any) -> TrainResult:
+        result = noted(self, request, **callbacks)
+        if request.settings.seed == during and left:
+            left.clear()
+            world.ok(world.client.delete("/v1/models/triage/examples?subject=p1"))
+        return result
+
+    monkeypatch.setattr(Trainer, "train", train)
+    ended = world.learn("one", training={**THREE, "epochs": 1})
+    assert (ended["status"], ended["attempt"]) == ("promoted", 1)
+    first = [SEED] if during == SEED else [SEED, SECOND]
+    assert trained == [*first, SEED, SECOND, THIRD]
+
+
+def test_without_an_eval_row_nothing_is_repeated_and_the_report_says_why(
+    world: World, trained: list[int]
+) -> None:
+    world.model()
+    world.task("one", held=0)
+    held = [
+        {"text": f"what {label} does", "label": label, "split": "eval", "subject": "p1"}
+        for label in ("math", "os")
+    ]
+    world.examples("one", held)
+    update = world.request("one", training={**THREE, "epochs": 1})
+    world.ok(world.client.delete("/v1/models/triage/examples?subject=p1"))
+    world.work()
+    assert world.update(update["id"])["status"] == "promoted"
+    assert trained == [SEED]
+    assert "no task has an eval row" in world.get("/models/triage/versions/1/report")["noise"]["detail"]
+
+
+def test_where_another_attempt_of_auto_chooses_without_a_seed_what_was_measured_is_forgotten(
+    world: World, trained: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.model()
+    world.task("one")
+    stopping = threading.Event()
+    with monkeypatch.context() as patch:
+        once_in(patch, 3, stopping.set)
+        update = world.request("one", training=THREE)
+        world.work(stopping=stopping)
+    assert set(stored(update["id"])) == {SECOND}
+    monkeypatch.setattr(
+        repeats, "chosen", lambda request, result: replace(request, strategy="analytic", parameters={})
+    )
+    trained.clear()
+    world.work()
+    assert world.update(update["id"])["status"] == "promoted"
+    assert (trained, stored(update["id"])) == ([SEED], {})
+    noise = world.get("/models/triage/versions/1/report")["noise"]
+    assert noise["seeds"] == [SEED]
+    assert "draws nothing at random" in noise["detail"]
 
 
 def test_repeats_of_auto_train_what_it_chose(world: World, trained: list[int]) -> None:
@@ -337,6 +430,14 @@ def test_a_purge_takes_what_was_measured_along(world: World, database: str) -> N
     world.ok(world.client.post("/v1/models/triage/purge"))
     with engine_for(database).begin() as connection:
         assert connection.scalar(text(count)) == 0
+
+
+def test_an_eval_set_that_goes_finds_its_repeats_by_an_index(database: str) -> None:
+    with engine_for(database).begin() as connection:
+        connection.execute(text("SET LOCAL enable_seqscan = off"))
+        wanted = "SELECT FROM repeat_scores WHERE tenant_id = 'acme' AND eval_set_id = 'one'"
+        plan = "\n".join(connection.scalars(text(f"EXPLAIN {wanted}")))
+    assert "ix_repeat_scores_eval_set" in plan
 
 
 @pytest.mark.parametrize(

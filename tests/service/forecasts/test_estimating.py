@@ -15,6 +15,8 @@ from service.forecasts.estimating import (
     outlook,
     updates_needed,
 )
+from service.forecasts.probes import Probe
+from service.forecasts.queries import costs_of
 
 SIGNS = Signs(score_change=-0.1, likelihood_change=-0.3, parent_score=0.8, new_loss=1.0, label_overlap=0.0)
 
@@ -125,3 +127,13 @@ def test_graded_scores_are_compared_with_the_margin() -> None:
         for interval in ((-0.01, 0.1), (-0.05, 0.1), (-0.1, -0.05))
     ]
     assert said == ["likely_pass", "at_risk", "likely_fail"]
+
+
+def test_an_update_that_repeats_its_training_is_forecast_to_take_so_many_times_as_long() -> None:
+    probe = Probe(
+        steps=5, total_steps=50, rate_share=0.1, fresh_rows=80, replay_rows=0, prepare_seconds=2.0, train_seconds=3.0,
+        scoring_seconds=1.0, scored_rows=10, tasks={},
+    )  # fmt: skip
+    assert costs_of(probe, training={}).training_seconds == 32.0  # 2 to prepare, 30 to train
+    repeated = costs_of(probe, training={"repeats": 3})
+    assert (repeated.training_seconds, repeated.total_steps, repeated.probe_seconds) == (92.0, 50, 6.0)

@@ -33,8 +33,8 @@ def noise(
     *, old: TaskAnswers, new: TaskAnswers, others: tuple[int, ...] = (8, 9), **told: Any
 ) -> UpdateNoise:
     return update_noise(
-        seed=7, others=others, evidence=[OLD, NEW], answers=[old, new], matrix=MATRIX, learnt_at=LEARNT_AT,
-        confidence=0.95, logarithmic=False, told=told,
+        seed=7, evidence=[OLD, NEW], answers=[old, new], matrix=MATRIX, learnt_at=LEARNT_AT,
+        confidence=0.95, logarithmic=False, told={"seeds": list(others), **told},
     )  # fmt: skip
 
 
@@ -101,6 +101,49 @@ def test_a_task_that_no_further_seed_was_scored_on_has_no_noise_and_then_the_sum
     assert found.tasks[1] is None
     assert found.tasks[0] is not None
     assert found.whole["summary"] == {}
+    assert "no summary over seeds, as not every seed was scored on 'new'" in found.whole["detail"]
+
+
+def test_seeds_that_the_statistics_do_not_name_count_for_nothing() -> None:
+    found = noise(**BOTH, others=(9,))  # 8 is of an earlier attempt
+    assert found.whole["seeds"] == [7, 9]
+    assert found.tasks[0] is not None
+    assert found.tasks[0]["scores"] == pytest.approx([0.5, 0.7])
+    seedless = noise(**BOTH, others=(), reason="draws nothing")
+    assert (seedless.tasks, seedless.whole["seeds"]) == ([None, None], [7])
+    assert seedless.whole["detail"] == "draws nothing"
+
+
+def test_seeds_that_failed_are_named_with_their_codes() -> None:
+    found = noise(**BOTH, failed={"5": "out_of_memory"})
+    assert found.whole["failed"] == {"5": "out_of_memory"}
+    assert "1 more failed (out_of_memory)" in found.whole["detail"]
+
+
+def test_all_tasks_of_a_report_are_tested_together() -> None:
+    parent, own, other = (answered("1" * right + "0" * (100 - right)) for right in (10, 30, 26))
+    gained = TaskAnswers(own, parent, {8: other, 9: own})
+    alone = noise(old=gained, new=TaskAnswers(own, None, {8: other, 9: own})).tasks[0]
+    both = noise(old=gained, new=gained).tasks[0]
+    assert alone is not None
+    assert both is not None
+    assert alone["standing"] == both["standing"] == "beyond_noise"
+    assert (
+        alone["p_value"] == alone["p_value_holm"] == pytest.approx(0.00507, abs=1e-5)
+    )  # t = 14 with 2 degrees
+    assert both["p_value_holm"] == pytest.approx(2 * alone["p_value"])
+
+
+def test_seeds_that_tie_on_a_small_eval_set_are_no_certainty() -> None:
+    better = answered("1111110000")  # one more of ten than the parent, in both seeds
+    found = noise(
+        old=TaskAnswers(better, PARENT, {8: better}), new=TaskAnswers(OWN, None, {8: OWN}), others=(8,)
+    )
+    old = found.tasks[0]
+    assert old is not None
+    assert (old["standing"], old["ratio"], old["change"]["sd"]) == ("within_noise", None, 0.0)
+    assert old["change"]["mean_interval"][0] < 0.0
+    assert old["score"]["sd_interval"][1] > 0.0
 
 
 def test_where_every_further_seed_ran_away_the_report_says_so_and_shows_no_figure() -> None:
