@@ -35,7 +35,7 @@ from service.version import VERSION
 from workers.attempt_trace import attempt_span
 from workers.blends import prepare_blend
 from workers.child import Trainer
-from workers.failures import DATABASE_ERRORS, PASSING, described, is_away, refused
+from workers.failures import DATABASE_ERRORS, PASSING, described, is_away, recordable, refused
 from workers.imports import prepare_import
 from workers.lease import Lease, LeaseLost
 from workers.preparation import Plan, StateErased, TaskSlice, prepare_update, version_folder
@@ -394,7 +394,7 @@ def _fail(claim: Claim, error: Exception) -> UpdateState | None:
     log.error(
         "attempt_failed",
         code=failure.code,
-        error=str(error),
+        error=recordable(str(error)),
         exc_info=error if failure.unexpected else None,
     )
     with session_scope(tenant=claim.tenant, role="worker") as session:

@@ -149,9 +149,7 @@ def _check_extended(file: BinaryIO, offset: int, size: int) -> None:
     file.seek(offset)
     block = file.read(BLOCK) if size else b""
     if block[size:].strip(b"\0"):
-        raise refused(
-            f"An extended header of the tar holds more than it says. {HOW}", code="unsafe_archive"
-        )
+        raise refused(f"An extended header of the tar holds more than it says. {HOW}", code="unsafe_archive")
     _check_records(block[:size])
 
 

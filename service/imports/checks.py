@@ -20,7 +20,6 @@ from service.imports.archive import (
     shown,
 )
 from service.imports.documents import TensorShape, read_json, read_tensor_shapes
-from service.schemas import storable
 
 VERSION_FORMAT = 1
 DEFAULT_LENGTH, SHORTEST, LONGEST = 128, 8, 131_072
@@ -149,13 +148,13 @@ def _check_ranks(config: Mapping[str, Any], *, rules: Rules) -> None:
         for each in (rank, *(config.get("rank_pattern") or {}).values()):
             _check_rank(each, rules=rules)
     elif not 0 <= rank <= LARGEST_BLOCK:
-        raise _bad_config(f"r is {rank}")
+        raise _bad_config(f"r is {shown(str(rank))}")
 
 
 def _check_rank(rank: float, *, rules: Rules) -> None:
     if rank != int(rank) or not 1 <= rank <= rules.max_rank:
         raise refused(
-            f"The adapter's rank is {rank}; the model takes 1 to {rules.max_rank} (adapter.max_rank).",
+            f"The adapter's rank is {shown(str(rank))}; the model takes 1 to {rules.max_rank} (adapter.max_rank).",
             code="rank_too_high",
         )
 
@@ -197,10 +196,6 @@ def _checked_labels(value: Any, *, rules: Rules) -> tuple[str, ...]:
             raise _bad_labels(
                 f"a label has {len(label)} characters; 1 to {rules.max_label_length} are allowed"
             )
-        try:
-            storable(label)
-        except ValueError as error:
-            raise _bad_labels(str(error)) from None
     return tuple(value)
 
 
@@ -215,7 +210,9 @@ def _check_head(shapes: Mapping[str, TensorShape], *, labels: tuple[str, ...]) -
         and bias.shape == (len(labels),)
     )
     if not fits:
-        found = {name: list(tensor.shape) for name, tensor in sorted(shapes.items())[:5]}
+        found = ", ".join(
+            f"{shown(name)} {list(tensor.shape)}" for name, tensor in sorted(shapes.items())[:5]
+        )
         raise refused(
             f"{HEAD} must hold weight [{len(labels)}, width] and bias [{len(labels)}], one row for each of the {len(labels)} "
             f"labels of {LABELS}; it holds {found}.",
