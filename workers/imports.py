@@ -12,7 +12,7 @@ from service.db import session_scope
 from service.errors import ServiceError
 from service.examples.queries import learnable_ids
 from service.imports.archive import LABELS, unpack_tar
-from service.imports.commands import require_labels_of
+from service.imports.checks import require_labels_of
 from service.models import IMPORT, Model, Task, Update, Version
 from service.registry.queries import get_version, require_artifact
 from service.tracing import traced
@@ -59,7 +59,7 @@ def prepare_import(claim: Claim, *, work: Path) -> Plan:
         )
     folder = unpacked_upload(update.parameters["sha256"], work=work)
     labels = _labels(folder)
-    require_labels_of(parent, labels=labels)
+    require_labels_of(parent.number, known=parent.labels, labels=labels)
     request = TrainRequest(
         task_type=model.task_type, base=base_folder(model.base_model), adapter=adapter_settings(model), strategy=IMPORT,
         settings=TrainingSettings(**update.training), upload=str(folder), labels=labels, fresh="",

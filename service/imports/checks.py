@@ -4,10 +4,11 @@ What is left to the worker's child, which has the base at hand: names and shapes
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
+from service.errors import Unprocessable
 from service.imports.archive import (
     ADAPTER_CONFIG,
     ADAPTER_TENSORS,
@@ -51,6 +52,8 @@ class Rules:
     base_sha256: str | None  # where the catalogue pins it
     max_labels: int
     max_label_length: int
+    parent: int = 0
+    parent_labels: tuple[str, ...] = ()  # which the adapter's begin with
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +77,7 @@ def check_upload(file: BinaryIO, *, rules: Rules) -> Contents:
     if classifies:
         labels = _checked_labels(read_json(file, members[LABELS], name=LABELS), rules=rules)
         _check_head(read_tensor_shapes(file, members[HEAD], name=HEAD), labels=labels)
+        require_labels_of(rules.parent, known=rules.parent_labels, labels=labels)
     length = DEFAULT_LENGTH
     if VERSION_FACTS in members:
         length = check_facts(read_json(file, members[VERSION_FACTS], name=VERSION_FACTS), rules=rules)
@@ -197,6 +201,18 @@ def _checked_labels(value: Any, *, rules: Rules) -> tuple[str, ...]:
                 f"a label has {len(label)} characters; 1 to {rules.max_label_length} are allowed"
             )
     return tuple(value)
+
+
+def require_labels_of(parent: int, *, known: Sequence[str], labels: tuple[str, ...]) -> None:
+    """Raises `Unprocessable` where a child's labels do not begin with its parent's, in their order."""
+    if labels[: len(known)] == tuple(known):
+        return
+    first = next(at for at, label in enumerate(known) if labels[at : at + 1] != (label,))
+    raise Unprocessable(
+        f"Version {parent} has the label '{known[first]}' at place {first}, labels.json has not. A child of that version "
+        "keeps its labels and their order and adds its own behind them; with parent=0 any order will do.",
+        code="labels_differ", param="parent",
+    )  # fmt: skip
 
 
 def _check_head(shapes: Mapping[str, TensorShape], *, labels: tuple[str, ...]) -> None:

@@ -1,5 +1,7 @@
 """Requests for imports over HTTP: who may, what is refused before a worker is troubled, and what is stored."""
 
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import httpx
@@ -125,6 +127,48 @@ def test_a_tenant_may_have_so_many_bytes_waiting(scene: World, monkeypatch: pyte
     assert send(scene).status_code == 202
 
 
+def stored() -> set[str]:
+    return {sha256 for sha256, _ in get_store().hashes()}
+
+
+def test_what_is_over_the_quota_is_refused_before_it_is_taken_in_and_never_stored(
+    scene: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tar, before = tar_of(files(facts=b'{"seed": 99}')), stored()
+    small = get_settings().model_copy(update={"max_waiting_import_bytes_per_tenant": len(tar) - 1})
+    monkeypatch.setattr(commands, "get_settings", lambda: small)
+
+    def unannounced() -> Iterator[bytes]:
+        yield tar
+
+    def never_read() -> Iterator[bytes]:
+        pytest.fail("the body was taken in")
+        yield b""
+
+    ask = partial(scene.client.post, WHERE, params={"tasks": ["one"]})
+    for body, length in ((unannounced(), {}), (never_read(), {"Content-Length": str(len(tar))})):
+        answer = ask(content=body, headers={**TAR, **length})
+        assert scene.problem(answer) == (413, "too_many_waiting_imports")
+    assert stored() == before
+
+
+def test_a_repeat_is_answered_as_the_first_whatever_has_changed_since_and_stores_nothing(
+    scene: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = {"Idempotency-Key": "again"}
+    first = send(scene, headers=key)
+    full = get_settings().model_copy(update={"max_waiting_import_bytes_per_tenant": 1})
+    monkeypatch.setattr(commands, "get_settings", lambda: full)
+    scene.client.delete("/v1/models/triage")
+    get_store().delete(first.json()["strategy"]["parameters"]["sha256"])
+    before = stored()
+    again = send(scene, headers=key)
+    assert (again.status_code, again.headers["Idempotent-Replayed"]) == (202, "true")
+    assert again.json() == first.json()
+    assert stored() == before
+    assert scene.problem(send(scene, b"other", headers=key)) == (422, "idempotency_key_reused")
+
+
 def test_the_same_key_and_tar_ask_for_one_import_only(scene: World) -> None:
     key = {"Idempotency-Key": "once"}
     first = send(scene, headers=key)
@@ -163,7 +207,9 @@ def test_a_child_of_a_version_keeps_its_labels_in_their_order(scene: World) -> N
         )  # fmt: skip
     with session_scope(tenant="acme") as session:
         session.scalars(select(Model)).one().last_version = 1
-    assert refused(scene, parent=1) == (422, "labels_differ")
+    odd, before = tar_of(files(facts=b'{"seed": 98}')), stored()
+    assert refused(scene, odd, parent=1) == (422, "labels_differ")
+    assert stored() == before
     fitting = tar_of(files(labels=b'["os", "math"]'))
     assert scene.ok(send(scene, fitting, parent=1))["parent"] == 1
     assert send(scene, parent=0).status_code == 202
