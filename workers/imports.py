@@ -13,6 +13,7 @@ from service.errors import ServiceError
 from service.examples.queries import learnable_ids
 from service.imports.archive import LABELS, unpack_tar
 from service.imports.checks import require_labels_of
+from service.imports.taints import require_untainted
 from service.models import IMPORT, Model, Task, Update, Version
 from service.registry.queries import get_version, require_artifact
 from service.tracing import traced
@@ -86,6 +87,14 @@ def _claimed_rows(session: Session, *, update: Update, tasks: list[Task]) -> "ar
             "train it again without them, or import it again and mind that no later erasure can find them in it."
         )
     return ids
+
+
+def require_still_untainted(session: Session, *, update: Update) -> None:
+    """Asked when it is recorded, with erasures held: raises `Conflict` where the adapter is known to carry erased rows."""
+    require_untainted(
+        session, model_id=update.model_id, sha256=update.parameters["sha256"],
+        origin_update=update.parameters.get("origin_update"),
+    )  # fmt: skip
 
 
 def _slice(session: Session, *, model: Model, update: Update, parent: Version, task: Task) -> TaskSlice:

@@ -28,6 +28,7 @@ PLAIN_NAME = re.compile(r"[A-Za-z0-9_.-]{1,256}")  # no regular expression, whic
 PLAIN_PATTERN = re.compile(r"\^?[A-Za-z0-9_.-]{1,256}")
 MOST_TARGETS = 10_000
 LARGEST_BLOCK = 4096
+LONGEST_ID = 64
 TENSOR_PREFIX, LORA_A = "base_model.model.", ".lora_A.weight"
 OPTIONS: Mapping[str, tuple[type, ...]] = {
     "use_dora": (bool,), "use_rslora": (bool,), "use_cayley_neumann": (bool,), "lora_alpha": (int, float),
@@ -62,6 +63,7 @@ class Contents:
 
     labels: tuple[str, ...]
     max_length: int
+    origin_update: str | None = None  # which its `version.json` names as the one that made it
 
 
 def check_upload(file: BinaryIO, *, rules: Rules) -> Contents:
@@ -78,10 +80,11 @@ def check_upload(file: BinaryIO, *, rules: Rules) -> Contents:
         labels = _checked_labels(read_json(file, members[LABELS], name=LABELS), rules=rules)
         _check_head(read_tensor_shapes(file, members[HEAD], name=HEAD), labels=labels)
         require_labels_of(rules.parent, known=rules.parent_labels, labels=labels)
-    length = DEFAULT_LENGTH
-    if VERSION_FACTS in members:
-        length = check_facts(read_json(file, members[VERSION_FACTS], name=VERSION_FACTS), rules=rules)
-    return Contents(labels=labels, max_length=length)
+    if VERSION_FACTS not in members:
+        return Contents(labels=labels, max_length=DEFAULT_LENGTH)
+    facts = read_json(file, members[VERSION_FACTS], name=VERSION_FACTS)
+    length = check_facts(facts, rules=rules)
+    return Contents(labels=labels, max_length=length, origin_update=_origin_update(facts))
 
 
 def _require_files(members: Mapping[str, Member], *, classifies: bool) -> None:
@@ -111,6 +114,8 @@ def check_config(config: Any, *, rules: Rules) -> None:
             "modules_to_save names whole modules, such as a classifier of transformers. A version has the adapter and one "
             "linear head in head.safetensors",
         )
+    if config["peft_type"] == "LORA" and not config.get("lora_alpha"):
+        raise _bad_config("lora_alpha must be a number above 0")
     _check_kind(config, rules=rules)
     _check_ranks(config, rules=rules)
     _check_targets(config.get("target_modules"), rules=rules)
@@ -253,6 +258,12 @@ def check_facts(facts: Any, *, rules: Rules) -> int:
             code="bad_version_file",
         )
     return length
+
+
+def _origin_update(facts: Mapping[str, Any]) -> str | None:
+    lineage = facts.get("lineage")
+    update = lineage.get("update") if isinstance(lineage, dict) else None
+    return update if isinstance(update, str) and len(update) <= LONGEST_ID else None
 
 
 def _check_base(base: Any, *, rules: Rules) -> None:

@@ -13,6 +13,7 @@ from service.errors import QuotaExceeded, Unprocessable
 from service.examples.queries import count_learnable, has_eval, visible_labels
 from service.imports.checks import Contents, Rules, check_upload, require_labels_of
 from service.imports.schemas import ImportQuery
+from service.imports.taints import require_untainted
 from service.models import IMPORT, AuditAction, Model, Task, Update, UpdateState, Version, new_id
 from service.registry.queries import get_champion, get_model
 from service.registry.schemas import AdapterSpec
@@ -81,7 +82,8 @@ def request_import(
     """Stores the request for a stored upload to become a version, and nudges the workers.
 
     The cut is that of now. Raises `NotFound` for an unknown model or task; `Unprocessable` for a parent that does not exist or
-    whose labels the upload's do not begin with, and a task without eval rows; `TooManyRequests` and `QuotaExceeded`.
+    whose labels the upload's do not begin with, and a task without eval rows; `Conflict` for an adapter that is known to carry
+    erased rows; `TooManyRequests` and `QuotaExceeded`.
     """
     row = get_model(session, model=model, for_change=True, hold=True)
     check_queue(session, tenant=row.tenant_id)
@@ -93,11 +95,15 @@ def request_import(
     parent = starting_version(session, model=row, parent=query.parent)
     contents, cut = upload.contents, row.last_batch
     require_labels_of(parent.number, known=parent.labels, labels=contents.labels)
+    require_untainted(session, model_id=row.id, sha256=upload.sha256, origin_update=contents.origin_update)
     ids = [task.id for task in tasks]
     claimed = count_learnable(session, task_ids=ids, cut=cut) if query.rows == "learnt" else 0
     update = Update(
         tenant_id=row.tenant_id, id=new_id("upd"), model_id=row.id, task_ids=ids, strategy=IMPORT,
-        parameters={"sha256": upload.sha256, "bytes": upload.size, "rows": query.rows, "claimed_rows": claimed},
+        parameters={
+            "sha256": upload.sha256, "bytes": upload.size, "rows": query.rows, "claimed_rows": claimed,
+            **({"origin_update": contents.origin_update} if contents.origin_update else {}),
+        },
         training={"max_length": query.max_length or contents.max_length},
         replay=ReplayRequest(boost="none").model_dump(), parent=str(query.parent), relearn=False,
         promotion=query.promotion, user_metadata=query.kept_metadata, cut=cut,

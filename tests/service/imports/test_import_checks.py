@@ -138,6 +138,8 @@ def test_a_hostile_or_broken_tar_is_refused_with_a_code(tar: bytes, code: str) -
         ({"config": config(modules_to_save=["classifier"])}, "bad_adapter_config"),
         ({"config": config(r=65)}, "rank_too_high"),
         ({"config": config(r=10**12)}, "rank_too_high"),
+        ({"config": config(lora_alpha=0)}, "bad_adapter_config"),
+        ({"config": config(lora_alpha=None)}, "bad_adapter_config"),
         ({"config": config(r="8")}, "bad_adapter_config"),
         ({"config": config(r=True)}, "bad_adapter_config"),
         ({"config": config(rank_pattern={"query": 600})}, "rank_too_high"),

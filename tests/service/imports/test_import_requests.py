@@ -1,5 +1,6 @@
 """Requests for imports over HTTP: who may, what is refused before a worker is troubled, and what is stored."""
 
+import hashlib
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -14,8 +15,10 @@ from service.backup import REFERRED_TO
 from service.body_limit import BodyLimit
 from service.config import get_settings
 from service.db import engine_for, session_scope
+from service.errors import Conflict
 from service.imports import commands
-from service.models import Model, Update, Version
+from service.imports.taints import require_untainted
+from service.models import Erasure, Model, Update, Version
 from tests.scenes import World, make_client
 from tests.service.imports.uploads import entry, files, tar_of
 
@@ -213,6 +216,57 @@ def test_a_child_of_a_version_keeps_its_labels_in_their_order(scene: World) -> N
     fitting = tar_of(files(labels=b'["os", "math"]'))
     assert scene.ok(send(scene, fitting, parent=1))["parent"] == 1
     assert send(scene, parent=0).status_code == 202
+
+
+@pytest.mark.parametrize("known_by", ["bytes", "bytes as they came", "update"])
+@pytest.mark.parametrize("inherited", [False, True])
+def test_an_adapter_that_is_known_to_carry_erased_rows_is_refused(
+    scene: World, known_by: str, inherited: bool
+) -> None:
+    tar = tar_of(files(facts=b'{"lineage": {"update": "upd_1"}}'))
+    sha256 = hashlib.sha256(tar).hexdigest()
+    with session_scope(tenant="acme") as session:
+        base = session.scalars(select(Version)).one()
+        made = {name: getattr(base, name) for name in ("tenant_id", "model_id", "cut", "training")}
+        made |= {"statistics": {}, "provenance": {}, "artifact_bytes": 1, "labels": []}
+        session.add(
+            Version(
+                **made,
+                number=1,
+                parent=0,
+                lineage=[0, 1],
+                artifact_sha256="1" * 64,
+                strategy="replay",
+                parameters={},
+            )
+        )
+        came = known_by == "bytes as they came"
+        session.add(
+            Version(
+                **made, number=2, parent=1, lineage=[0, 1, 2], strategy="import" if came else "replay",
+                artifact_sha256=sha256 if known_by == "bytes" else "2" * 64, parameters={"sha256": sha256} if came else {},
+                update_id="upd_1" if known_by == "update" else None,
+            )
+        )  # fmt: skip
+        model = session.scalars(select(Model)).one()
+        model.last_version = 2
+    assert send(scene, tar).status_code == 202
+    with session_scope(tenant="acme") as session:
+        session.add(
+            Erasure(
+                tenant_id="acme", id="era_1", model_id=made["model_id"], subject_digest="d", deleted=1, requested_by="x",
+                versions=[1 if inherited else 2],
+            )
+        )  # fmt: skip
+    assert refused(scene, tar) == (409, "tainted_adapter")
+    assert send(scene).status_code == 202
+    with session_scope(tenant="acme") as session:
+        waiting = session.scalars(select(Update).order_by(Update.seq).limit(1)).one()
+        with pytest.raises(Conflict, match="erased"):
+            require_untainted(
+                session, model_id=waiting.model_id, sha256=waiting.parameters["sha256"],
+                origin_update=waiting.parameters["origin_update"],
+            )  # fmt: skip
 
 
 def test_what_the_upload_weighs_on_disk_is_one_file_however_often_it_is_sent(scene: World) -> None:
