@@ -42,6 +42,19 @@ class Idempotency:
         self._session, self._tenant, self._key, self._request = session, tenant, key, request
         self._fingerprint = b""
 
+    def within(self, session: Session) -> "Idempotency":
+        """Returns the same key of the same request, to be looked up in a shorter transaction than the request's own."""
+        return Idempotency(session, tenant=self._tenant, key=self._key, request=self._request)
+
+    def is_known(self) -> bool:
+        """Says whether a request came with this key before: what is wrong with this one then comes after `begin`."""
+        if self._key is None:
+            return False
+        return (
+            self._session.scalar(select(IdempotencyKey.key).where(IdempotencyKey.key == self._key))
+            is not None
+        )
+
     def begin(self, body: bytes, *, wait: bool = False) -> None:
         """Raises `IdempotentReplay` when this very request was answered before.
 

@@ -16,6 +16,7 @@ MAY_PASS = {
     "internal_error", "out_of_memory", "no_progress", "base_model_missing", "base_model_mismatch", "too_few_devices",
     "device_lost", "database_error", "work_folder_unwritable", "artifact_store_unavailable",
 }  # fmt: skip
+MOST_CHARACTERS = 2000  # of a message
 # Met while recording: an example erased in that moment, or two transactions in each other's way. Worth another round.
 PASSING = (
     psycopg.errors.IntegrityError,
@@ -43,9 +44,24 @@ def described(error: Exception) -> Failure:
     )
     return Failure(
         code=code,
-        message=error.message if isinstance(error, TrainingFailed) else str(error) or type(error).__name__,
+        message=recordable(
+            error.message if isinstance(error, TrainingFailed) else str(error) or type(error).__name__
+        ),
         final=isinstance(error, TrainingFailed | ServiceError) and code not in MAY_PASS,
         unexpected=not isinstance(error, TrainingFailed | ServiceError | ChildDied | OSError),
+    )
+
+
+def recordable(message: str) -> str:
+    """Returns a message as Postgres can hold it: NUL and halves of surrogate pairs written out, at most 2,000 characters.
+
+    It may quote a stranger's file, and one that could not be recorded would leave its update as it is for ever.
+    """
+    written = message[:MOST_CHARACTERS].replace("\0", "\\x00").encode(errors="backslashreplace").decode()
+    return (
+        written
+        if len(written) <= MOST_CHARACTERS and len(message) <= MOST_CHARACTERS
+        else f"{written[: MOST_CHARACTERS - 1]}…"
     )
 
 

@@ -11,8 +11,9 @@ from service.artifacts import ArtifactDamaged, get_store
 from service.db import session_scope
 from service.errors import ServiceError
 from service.examples.queries import learnable_ids
-from service.imports.archive import LABELS
-from service.imports.commands import require_labels_of
+from service.imports.archive import LABELS, unpack_tar
+from service.imports.checks import require_labels_of
+from service.imports.taints import require_untainted
 from service.models import IMPORT, Model, Task, Update, Version
 from service.registry.queries import get_version, require_artifact
 from service.tracing import traced
@@ -57,9 +58,9 @@ def prepare_import(claim: Claim, *, work: Path) -> Plan:
         slices = tuple(
             _slice(session, model=model, update=update, parent=parent, task=task) for task in tasks
         )
-    folder = _unpacked(update, work=work)
+    folder = unpacked_upload(update.parameters["sha256"], work=work)
     labels = _labels(folder)
-    require_labels_of(parent, labels=labels)
+    require_labels_of(parent.number, known=parent.labels, labels=labels)
     request = TrainRequest(
         task_type=model.task_type, base=base_folder(model.base_model), adapter=adapter_settings(model), strategy=IMPORT,
         settings=TrainingSettings(**update.training), upload=str(folder), labels=labels, fresh="",
@@ -88,6 +89,14 @@ def _claimed_rows(session: Session, *, update: Update, tasks: list[Task]) -> "ar
     return ids
 
 
+def require_still_untainted(session: Session, *, update: Update) -> None:
+    """Asked when it is recorded, with erasures held: raises `Conflict` where the adapter is known to carry erased rows."""
+    require_untainted(
+        session, model_id=update.model_id, sha256=update.parameters["sha256"],
+        origin_update=update.parameters.get("origin_update"),
+    )  # fmt: skip
+
+
 def _slice(session: Session, *, model: Model, update: Update, parent: Version, task: Task) -> TaskSlice:
     if update.parameters["rows"] == "learnt":
         return TaskSlice(task_id=task.id, name=task.name, after=0, up_to=update.cut)
@@ -95,14 +104,18 @@ def _slice(session: Session, *, model: Model, update: Update, parent: Version, t
     return TaskSlice(task_id=task.id, name=task.name, after=known, up_to=known)
 
 
-def _unpacked(update: Update, *, work: Path) -> Path:
+def unpacked_upload(sha256: str, *, work: Path) -> Path:
+    """Returns the folder of the uploaded files within `work`, checked against their hash. Raises `UploadLost`."""
     target = work / "upload"
     if target.exists():
         return target
     try:
-        return get_store().get_folder(update.parameters["sha256"], target)
+        stored = get_store().open_verified(sha256)
     except ArtifactDamaged as error:
         raise UploadLost(f"The uploaded adapter cannot be read any more; import it again. {error}") from error
+    with stored:
+        unpack_tar(stored, target)
+    return target
 
 
 def _labels(folder: Path) -> tuple[str, ...]:

@@ -35,8 +35,8 @@ from service.version import VERSION
 from workers.attempt_trace import attempt_span
 from workers.blends import prepare_blend
 from workers.child import Trainer
-from workers.failures import DATABASE_ERRORS, PASSING, described, is_away, refused
-from workers.imports import prepare_import
+from workers.failures import DATABASE_ERRORS, PASSING, described, is_away, recordable, refused
+from workers.imports import prepare_import, require_still_untainted
 from workers.lease import Lease, LeaseLost
 from workers.preparation import (
     Plan,
@@ -249,6 +249,8 @@ def _record(
         if number is None:
             if trained is None:
                 raise RuntimeError("a candidate without a number was not trained here")
+            if trained.plan.update.strategy == IMPORT:
+                require_still_untainted(session, update=trained.plan.update)
             number = _insert_version(session, model=model, trained=trained, evaluation_seconds=round_.seconds)
         record_round(session, model=model, round_=round_, number=number)
         policy = GatePolicy(**model.gate)
@@ -380,7 +382,11 @@ def _end_early(claim: Claim, lease: Lease, end: LeaseLost | Cancelled | Stopped 
         return True
     with session_scope(tenant=claim.tenant, role="worker") as session:
         if isinstance(end, TrainedOnErased):
-            reason = "an example was erased while it was trained on; training starts again without it"
+            reason = (
+                "an example that it counts as trained on was erased meanwhile; it is prepared again"
+                if claim.strategy == IMPORT
+                else "an example was erased while it was trained on; training starts again without it"
+            )
             leases.give_back(session, claim=claim, reason=reason)
             return False
         if isinstance(end, Stopped):
@@ -397,7 +403,7 @@ def _fail(claim: Claim, error: Exception) -> UpdateState | None:
     log.error(
         "attempt_failed",
         code=failure.code,
-        error=str(error),
+        error=recordable(str(error)),
         exc_info=error if failure.unexpected else None,
     )
     with session_scope(tenant=claim.tenant, role="worker") as session:

@@ -31,6 +31,13 @@ def tainted_versions(session: Session, *, erasure: Erasure) -> list[int]:
     return sorted({*erasure.versions, *built})
 
 
+def versions_tainted_by_any(session: Session, *, model_id: str) -> set[int]:
+    """Returns the versions that any erasure of the model has tainted, to this day."""
+    learnt = session.scalars(select(Erasure.versions).where(Erasure.model_id == model_id))
+    known = sorted({number for versions in learnt for number in versions})
+    return {*known, *descendants(session, model_id=model_id, versions=known)}
+
+
 def describe_erasure(session: Session, *, model: Model, erasure: Erasure) -> ErasureRead:
     """Returns an erasure in its public shape."""
     tainted = tainted_versions(session, erasure=erasure)

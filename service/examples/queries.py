@@ -99,6 +99,11 @@ def eval_sizes(session: Session, *, task_ids: Sequence[str], cut: int) -> dict[s
     return sizes
 
 
+def has_eval(session: Session, *, task_id: str, cut: int) -> bool:
+    """Says whether the task's eval set at `cut` has any row."""
+    return bool(session.scalar(select(exists().where(_eval(task_id, cut)))))
+
+
 def visible_labels(session: Session, *, task_id: str, split: str, cut: int) -> set[str]:
     """Returns the labels among the rows of one split of a task that are visible at `cut`."""
     statement = (

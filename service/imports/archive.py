@@ -1,11 +1,16 @@
 """Tars that strangers send: which of the few files of an adapter lie where, and a refusal of everything else.
 
-The headers are read one by one and bounded, before anything unpacks them: `tarfile` takes extended headers of any size
-into memory, and follows names and sizes that these put in place of the visible ones.
+The headers are read one by one and bounded, and the files are copied from where the checks saw them. `tarfile` never unpacks
+such a tar: it takes extended headers of any size into memory, reads them with a regular expression that long numbers hold up
+for minutes, and follows names and sizes that they put in place of the visible ones.
 """
 
+import re
+import shutil
 import tarfile
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 from typing import BinaryIO
 
 from service.errors import Unprocessable
@@ -17,10 +22,11 @@ IGNORED = frozenset({"README.md"})  # PEFT writes one
 FILES = frozenset({ADAPTER_CONFIG, ADAPTER_TENSORS, HEAD, LABELS, VERSION_FACTS}) | IGNORED
 
 MOST_HEADERS = 64
-MOST_EXTENDED_BYTES = 64 * 1024
+CHUNK = 1024 * 1024
 EXTENDED = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
-# What an extended header could put in place of what the checks have seen.
-OVERRIDES = (b"path=", b"size=", b"GNU.sparse", b"hdrcharset=")
+# What an extended header may say: nothing that gives a file another name, size or shape.
+HARMLESS = re.compile(rb"(mtime|atime|ctime|comment|uname|gname|(LIBARCHIVE|SCHILY)\.[!-<>-~]+)=")
+RECORD_LENGTH = re.compile(rb"([1-9][0-9]{0,2}) ")
 PACKERS = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"(\xb5/\xfd": "zstd", b"PK": "zip"}
 KINDS = {
     tarfile.LNKTYPE: "a hard link", tarfile.SYMTYPE: "a symbolic link", tarfile.CHRTYPE: "a device",
@@ -65,7 +71,7 @@ def index_tar(file: BinaryIO) -> dict[str, Member]:
         if not 0 <= header.size <= length - offset:
             raise _damaged(f"it ends within {shown(header.name)}")
         if header.type in EXTENDED:
-            _check_extended(file, header.size)
+            _check_extended(file, offset, header.size)
         elif name := _file_name(header):
             if name in found:
                 raise refused(f"The tar holds {shown(name)} twice. {HOW}", code="unsafe_archive")
@@ -74,6 +80,33 @@ def index_tar(file: BinaryIO) -> dict[str, Member]:
     raise refused(
         f"The tar has more than {MOST_HEADERS} entries; an adapter has five files.", code="unexpected_file"
     )
+
+
+def unpack_tar(file: BinaryIO, target: Path) -> None:
+    """Copies the adapter's files into the folder `target`, which must not exist yet and appears whole or not at all.
+
+    Raises what `index_tar` does, and OSError.
+    """
+    members = index_tar(file)
+    partial = Path(tempfile.mkdtemp(prefix=".unpacking-", dir=target.parent))
+    try:
+        for name, member in members.items():
+            with (partial / name).open("xb") as copy:
+                _copy_member(file, member, copy)
+        partial.rename(target)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _copy_member(file: BinaryIO, member: Member, target: BinaryIO) -> None:
+    file.seek(member.offset)
+    left = member.size
+    while chunk := file.read(min(left, CHUNK)):
+        target.write(chunk)
+        left -= len(chunk)
+    if left:
+        raise _damaged("it is cut off")
 
 
 def read_member(file: BinaryIO, member: Member, *, name: str, most: int) -> bytes:
@@ -106,15 +139,33 @@ def _header(file: BinaryIO, offset: int) -> tarfile.TarInfo | None:
         raise _damaged(f"there is no header of a tar at byte {offset}") from None
 
 
-def _check_extended(file: BinaryIO, size: int) -> None:
-    if size > MOST_EXTENDED_BYTES:
-        raise refused(f"An extended header of the tar has {size} bytes. {HOW}", code="unsafe_archive")
-    content = file.read(size)  # the file stands behind the header's block
-    if any(override in content for override in OVERRIDES):
+def _check_extended(file: BinaryIO, offset: int, size: int) -> None:
+    """Checks an extended header's records, and that nothing hides behind them in its block."""
+    if size > BLOCK:
         raise refused(
-            f"An extended header of the tar gives a file another name, size or shape. {HOW}",
+            f"An extended header of the tar has {size} bytes; {BLOCK} are the most. Leave extended attributes out of the tar. {HOW}",
             code="unsafe_archive",
         )
+    file.seek(offset)
+    block = file.read(BLOCK) if size else b""
+    if block[size:].strip(b"\0"):
+        raise refused(f"An extended header of the tar holds more than it says. {HOW}", code="unsafe_archive")
+    _check_records(block[:size])
+
+
+def _check_records(records: bytes) -> None:
+    """Checks records of the form `LENGTH KEYWORD=VALUE\\n`, where the length counts all of it (POSIX pax)."""
+    while records:
+        length = RECORD_LENGTH.match(records)
+        end = int(length[1]) if length else 0
+        if length is None or not length.end() < end <= len(records) or records[end - 1 : end] != b"\n":
+            raise _damaged("a record of an extended header is no record")
+        if HARMLESS.match(records, length.end(), end) is None:
+            raise refused(
+                f"An extended header of the tar says more than times, owners and comments. {HOW}",
+                code="unsafe_archive",
+            )
+        records = records[end:]
 
 
 def _file_name(header: tarfile.TarInfo) -> str:

@@ -4,10 +4,11 @@ What is left to the worker's child, which has the base at hand: names and shapes
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
+from service.errors import Unprocessable
 from service.imports.archive import (
     ADAPTER_CONFIG,
     ADAPTER_TENSORS,
@@ -20,7 +21,6 @@ from service.imports.archive import (
     shown,
 )
 from service.imports.documents import TensorShape, read_json, read_tensor_shapes
-from service.schemas import storable
 
 VERSION_FORMAT = 1
 DEFAULT_LENGTH, SHORTEST, LONGEST = 128, 8, 131_072
@@ -28,6 +28,7 @@ PLAIN_NAME = re.compile(r"[A-Za-z0-9_.-]{1,256}")  # no regular expression, whic
 PLAIN_PATTERN = re.compile(r"\^?[A-Za-z0-9_.-]{1,256}")
 MOST_TARGETS = 10_000
 LARGEST_BLOCK = 4096
+LONGEST_ID = 64
 TENSOR_PREFIX, LORA_A = "base_model.model.", ".lora_A.weight"
 OPTIONS: Mapping[str, tuple[type, ...]] = {
     "use_dora": (bool,), "use_rslora": (bool,), "use_cayley_neumann": (bool,), "lora_alpha": (int, float),
@@ -52,6 +53,8 @@ class Rules:
     base_sha256: str | None  # where the catalogue pins it
     max_labels: int
     max_label_length: int
+    parent: int = 0
+    parent_labels: tuple[str, ...] = ()  # which the adapter's begin with
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +63,7 @@ class Contents:
 
     labels: tuple[str, ...]
     max_length: int
+    origin_update: str | None = None  # which its `version.json` names as the one that made it
 
 
 def check_upload(file: BinaryIO, *, rules: Rules) -> Contents:
@@ -75,10 +79,12 @@ def check_upload(file: BinaryIO, *, rules: Rules) -> Contents:
     if classifies:
         labels = _checked_labels(read_json(file, members[LABELS], name=LABELS), rules=rules)
         _check_head(read_tensor_shapes(file, members[HEAD], name=HEAD), labels=labels)
-    length = DEFAULT_LENGTH
-    if VERSION_FACTS in members:
-        length = check_facts(read_json(file, members[VERSION_FACTS], name=VERSION_FACTS), rules=rules)
-    return Contents(labels=labels, max_length=length)
+        require_labels_of(rules.parent, known=rules.parent_labels, labels=labels)
+    if VERSION_FACTS not in members:
+        return Contents(labels=labels, max_length=DEFAULT_LENGTH)
+    facts = read_json(file, members[VERSION_FACTS], name=VERSION_FACTS)
+    length = check_facts(facts, rules=rules)
+    return Contents(labels=labels, max_length=length, origin_update=_origin_update(facts))
 
 
 def _require_files(members: Mapping[str, Member], *, classifies: bool) -> None:
@@ -108,6 +114,8 @@ def check_config(config: Any, *, rules: Rules) -> None:
             "modules_to_save names whole modules, such as a classifier of transformers. A version has the adapter and one "
             "linear head in head.safetensors",
         )
+    if config["peft_type"] == "LORA" and not config.get("lora_alpha"):
+        raise _bad_config("lora_alpha must be a number above 0")
     _check_kind(config, rules=rules)
     _check_ranks(config, rules=rules)
     _check_targets(config.get("target_modules"), rules=rules)
@@ -149,13 +157,13 @@ def _check_ranks(config: Mapping[str, Any], *, rules: Rules) -> None:
         for each in (rank, *(config.get("rank_pattern") or {}).values()):
             _check_rank(each, rules=rules)
     elif not 0 <= rank <= LARGEST_BLOCK:
-        raise _bad_config(f"r is {rank}")
+        raise _bad_config(f"r is {shown(str(rank))}")
 
 
 def _check_rank(rank: float, *, rules: Rules) -> None:
     if rank != int(rank) or not 1 <= rank <= rules.max_rank:
         raise refused(
-            f"The adapter's rank is {rank}; the model takes 1 to {rules.max_rank} (adapter.max_rank).",
+            f"The adapter's rank is {shown(str(rank))}; the model takes 1 to {rules.max_rank} (adapter.max_rank).",
             code="rank_too_high",
         )
 
@@ -197,11 +205,19 @@ def _checked_labels(value: Any, *, rules: Rules) -> tuple[str, ...]:
             raise _bad_labels(
                 f"a label has {len(label)} characters; 1 to {rules.max_label_length} are allowed"
             )
-        try:
-            storable(label)
-        except ValueError as error:
-            raise _bad_labels(str(error)) from None
     return tuple(value)
+
+
+def require_labels_of(parent: int, *, known: Sequence[str], labels: tuple[str, ...]) -> None:
+    """Raises `Unprocessable` where a child's labels do not begin with its parent's, in their order."""
+    if labels[: len(known)] == tuple(known):
+        return
+    first = next(at for at, label in enumerate(known) if labels[at : at + 1] != (label,))
+    raise Unprocessable(
+        f"Version {parent} has the label '{known[first]}' at place {first}, labels.json has not. A child of that version "
+        "keeps its labels and their order and adds its own behind them; with parent=0 any order will do.",
+        code="labels_differ", param="parent",
+    )  # fmt: skip
 
 
 def _check_head(shapes: Mapping[str, TensorShape], *, labels: tuple[str, ...]) -> None:
@@ -215,7 +231,9 @@ def _check_head(shapes: Mapping[str, TensorShape], *, labels: tuple[str, ...]) -
         and bias.shape == (len(labels),)
     )
     if not fits:
-        found = {name: list(tensor.shape) for name, tensor in sorted(shapes.items())[:5]}
+        found = ", ".join(
+            f"{shown(name)} {list(tensor.shape)}" for name, tensor in sorted(shapes.items())[:5]
+        )
         raise refused(
             f"{HEAD} must hold weight [{len(labels)}, width] and bias [{len(labels)}], one row for each of the {len(labels)} "
             f"labels of {LABELS}; it holds {found}.",
@@ -240,6 +258,12 @@ def check_facts(facts: Any, *, rules: Rules) -> int:
             code="bad_version_file",
         )
     return length
+
+
+def _origin_update(facts: Mapping[str, Any]) -> str | None:
+    lineage = facts.get("lineage")
+    update = lineage.get("update") if isinstance(lineage, dict) else None
+    return update if isinstance(update, str) and len(update) <= LONGEST_ID else None
 
 
 def _check_base(base: Any, *, rules: Rules) -> None:

@@ -10,9 +10,10 @@ from service.artifacts import get_store
 from service.audit.commands import record
 from service.config import get_settings
 from service.errors import QuotaExceeded, Unprocessable
-from service.examples.queries import count_learnable, eval_sizes, visible_labels
-from service.imports.checks import Contents, Rules, check_upload
+from service.examples.queries import count_learnable, has_eval, visible_labels
+from service.imports.checks import Contents, Rules, check_upload, require_labels_of
 from service.imports.schemas import ImportQuery
+from service.imports.taints import require_untainted
 from service.models import IMPORT, AuditAction, Model, Task, Update, UpdateState, Version, new_id
 from service.registry.queries import get_champion, get_model
 from service.registry.schemas import AdapterSpec
@@ -37,8 +38,8 @@ class Upload:
     size: int
 
 
-def may_import(session: Session, *, model: str, query: ImportQuery, principal: Principal) -> Rules:
-    """Refuses what no tar could mend, before one is taken in; returns what the tar must be like.
+def may_import(session: Session, *, model: str, query: ImportQuery, size: int, principal: Principal) -> Rules:
+    """Refuses what no tar of so many bytes could mend, before it is taken in or stored; returns what it must be like.
 
     Raises what `request_import` does.
     """
@@ -46,13 +47,13 @@ def may_import(session: Session, *, model: str, query: ImportQuery, principal: P
         principal.require(Scope.DEPLOY)
     row = get_model(session, model=model, for_change=True)
     check_queue(session, tenant=row.tenant_id)
+    _check_waiting(session, tenant=row.tenant_id, added=size)
     _claimed_tasks(session, model=row, query=query)
-    starting_version(session, model=row, parent=query.parent)
-    return rules_of(row)
+    return _rules(row, parent=starting_version(session, model=row, parent=query.parent))
 
 
-def rules_of(model: Model) -> Rules:
-    """Returns what an adapter must be like to become a version of the model."""
+def _rules(model: Model, *, parent: Version) -> Rules:
+    """What an adapter must be like to become a version of the model, a child of `parent`."""
     settings, adapter = get_settings(), AdapterSpec.model_validate(model.adapter)
     base = settings.catalogue.get(model.base_model)
     pinned = base.sha256 if base is not None and base.gguf is None else None  # a GGUF's pin is another hash
@@ -60,6 +61,7 @@ def rules_of(model: Model) -> Rules:
         task_type=model.task_type, kind=adapter.kind, max_rank=adapter.max_rank,
         target_modules=adapter.target_modules, base_model=model.base_model, base_sha256=pinned,
         max_labels=settings.max_labels_per_model, max_label_length=settings.max_label_length,
+        parent=parent.number, parent_labels=tuple(parent.labels),
     )  # fmt: skip
 
 
@@ -80,20 +82,28 @@ def request_import(
     """Stores the request for a stored upload to become a version, and nudges the workers.
 
     The cut is that of now. Raises `NotFound` for an unknown model or task; `Unprocessable` for a parent that does not exist or
-    whose labels the upload's do not begin with, and a task without eval rows; `TooManyRequests` and `QuotaExceeded`.
+    whose labels the upload's do not begin with, and a task without eval rows; `Conflict` for an adapter that is known to carry
+    erased rows; `TooManyRequests` and `QuotaExceeded`.
     """
     row = get_model(session, model=model, for_change=True, hold=True)
     check_queue(session, tenant=row.tenant_id)
+    session.execute(
+        text(LOCK), {"tenant": row.tenant_id}
+    )  # until the commit, so that two together cannot pass it
     _check_waiting(session, tenant=row.tenant_id, added=upload.size)
     tasks = _claimed_tasks(session, model=row, query=query, hold=True)
     parent = starting_version(session, model=row, parent=query.parent)
     contents, cut = upload.contents, row.last_batch
-    require_labels_of(parent, labels=contents.labels)
+    require_labels_of(parent.number, known=parent.labels, labels=contents.labels)
+    require_untainted(session, model_id=row.id, sha256=upload.sha256, origin_update=contents.origin_update)
     ids = [task.id for task in tasks]
     claimed = count_learnable(session, task_ids=ids, cut=cut) if query.rows == "learnt" else 0
     update = Update(
         tenant_id=row.tenant_id, id=new_id("upd"), model_id=row.id, task_ids=ids, strategy=IMPORT,
-        parameters={"sha256": upload.sha256, "bytes": upload.size, "rows": query.rows, "claimed_rows": claimed},
+        parameters={
+            "sha256": upload.sha256, "bytes": upload.size, "rows": query.rows, "claimed_rows": claimed,
+            **({"origin_update": contents.origin_update} if contents.origin_update else {}),
+        },
         training={"max_length": query.max_length or contents.max_length},
         replay=ReplayRequest(boost="none").model_dump(), parent=str(query.parent), relearn=False,
         promotion=query.promotion, user_metadata=query.kept_metadata, cut=cut,
@@ -109,24 +119,10 @@ def request_import(
     return update
 
 
-def require_labels_of(parent: Version, *, labels: tuple[str, ...]) -> None:
-    """Raises `Unprocessable` where a child's labels do not begin with its parent's, in their order."""
-    known = tuple(parent.labels)
-    if labels[: len(known)] == known:
-        return
-    first = next(at for at, label in enumerate(known) if labels[at : at + 1] != (label,))
-    raise Unprocessable(
-        f"Version {parent.number} has the label '{known[first]}' at place {first}, labels.json has not. A child of that version "
-        "keeps its labels and their order and adds its own behind them; with parent=0 any order will do.",
-        code="labels_differ", param="parent",
-    )  # fmt: skip
-
-
 def _claimed_tasks(session: Session, *, model: Model, query: ImportQuery, hold: bool = False) -> list[Task]:
     tasks = list(get_tasks(session, model=model, names=list(dict.fromkeys(query.tasks)), hold=hold))
-    sizes = eval_sizes(session, task_ids=[task.id for task in tasks], cut=model.last_batch)
     for task in tasks:
-        if not sizes[task.id]:
+        if not has_eval(session, task_id=task.id, cut=model.last_batch):
             raise Unprocessable(
                 f"The task '{task.name}' has no eval data, so what the adapter knows of it could not be measured. POST examples "
                 'with "split": "eval" that it was not trained on.',
@@ -138,7 +134,6 @@ def _claimed_tasks(session: Session, *, model: Model, query: ImportQuery, hold: 
 def _check_waiting(session: Session, *, tenant: str, added: int) -> None:
     """Raises `QuotaExceeded` where more would wait to be imported than a tenant may have waiting."""
     most = get_settings().max_waiting_import_bytes_per_tenant
-    session.execute(text(LOCK), {"tenant": tenant})  # until the commit, so that two together cannot pass it
     waiting = session.scalar(
         select(func.coalesce(func.sum(cast(Update.parameters["bytes"].astext, BigInteger)), 0)).where(
             Update.tenant_id == tenant, UPLOAD_NEEDED

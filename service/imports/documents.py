@@ -8,10 +8,12 @@ from typing import Any, BinaryIO, NoReturn
 
 from service.errors import Unprocessable
 from service.imports.archive import Member, read_member, refused, shown
+from service.schemas import storable
 
 MOST_JSON_BYTES = 1024 * 1024
 MOST_HEADER_BYTES = 4 * 1024 * 1024
 MOST_DIMENSIONS = 4
+DEEPEST = 64  # levels of a JSON file, far below what ends Python's recursion
 ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 
 
@@ -24,7 +26,10 @@ class TensorShape:
 
 
 def read_json(file: BinaryIO, member: Member, *, name: str) -> Any:
-    """Returns a JSON file's value. Raises `Unprocessable` (`bad_json`) for what is no strict JSON in UTF-8."""
+    """Returns a JSON file's value.
+
+    Raises `Unprocessable` (`bad_json`) for what is no strict JSON in UTF-8, and for text and numbers that cannot be stored.
+    """
     return _parsed(read_member(file, member, name=name, most=MOST_JSON_BYTES), name=name, code="bad_json")
 
 
@@ -75,10 +80,35 @@ def _check_filled(name: str, spans: list[tuple[int, int]], *, data_bytes: int) -
 
 def _parsed(raw: bytes, *, name: str, code: str) -> Any:
     try:
-        return json.loads(raw.decode(), parse_constant=_no_constant, object_pairs_hook=_each_once)
+        value = json.loads(
+            raw.decode(), parse_constant=_no_constant, parse_float=_finite, object_pairs_hook=_each_once
+        )
+        _check_texts(value)
+        return value
     except (ValueError, RecursionError) as error:
         reason = "it is nested too deep" if isinstance(error, RecursionError) else str(error)[:200]
         raise refused(f"{name} cannot be read as JSON: {reason}.", code=code) from None
+
+
+def _check_texts(value: object) -> None:
+    """Checks every key and string of a JSON value. Raises ValueError, also where it is nested too deep."""
+    waiting = [(value, 0)]
+    while waiting:
+        item, depth = waiting.pop()
+        if depth > DEEPEST:
+            raise ValueError("it is nested too deep")
+        if isinstance(item, str):
+            storable(item)
+        elif isinstance(item, dict | list):
+            parts = (*item.keys(), *item.values()) if isinstance(item, dict) else item
+            waiting += [(part, depth + 1) for part in parts]
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if not math.isfinite(number):
+        raise ValueError("a number in it is too large")
+    return number
 
 
 def _no_constant(constant: str) -> NoReturn:

@@ -1,9 +1,12 @@
 """Imports over HTTP."""
 
-from dataclasses import dataclass
+import asyncio
+from functools import lru_cache, partial
+from io import SEEK_END
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Query, Request, Response
+from anyio import CapacityLimiter, to_thread
+from fastapi import APIRouter, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
 from service.config import get_settings
@@ -16,7 +19,7 @@ from service.imports import commands
 from service.imports.checks import Rules
 from service.imports.schemas import IMPORT_BODY, TAR, ImportQuery
 from service.schemas import ModelPath
-from service.turns import TurnDep
+from service.turns import TurnDep, in_turn
 from service.updates.queries import describe_update
 from service.updates.schemas import UpdateRead
 
@@ -29,19 +32,10 @@ EXPECTED = Expected(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Allowed:
-    """What is asked for and may be, and what the tar must be like."""
-
-    query: ImportQuery
-    rules: Rules
-
-
-def _may_import(model: ModelPath, query: Annotated[ImportQuery, Query()], principal: Trainer) -> Allowed:
-    # Asked before the body is taken in, in a transaction of its own: none is open while a socket waits.
-    with session_scope(tenant=principal.tenant) as session:
-        rules = commands.may_import(session, model=model, query=query, principal=principal)
-    return Allowed(query, rules)
+@lru_cache
+def _checkers(_loop: asyncio.AbstractEventLoop) -> CapacityLimiter:
+    """Threads apart from those of other requests: checking and storing gigabytes holds up nobody else."""
+    return CapacityLimiter(4)
 
 
 @router.post(
@@ -54,9 +48,9 @@ def _may_import(model: ModelPath, query: Annotated[ImportQuery, Query()], princi
 )
 async def import_version(
     model: ModelPath,
+    query: Annotated[ImportQuery, Query()],
     request: Request,
     principal: Trainer,
-    allowed: Annotated[Allowed, Depends(_may_import)],
     session: LaterSessionDep,
     turn: TurnDep,
     idempotency: StreamIdempotencyDep,
@@ -68,16 +62,41 @@ async def import_version(
     has learnt. Scores are honest only where the adapter was not trained on the tasks' eval examples: nobody but you knows.
     """
     settings = get_settings()
+
+    asked = partial(commands.may_import, model=model, query=query, principal=principal)
+
+    # In transactions of their own: none is open while a socket waits or the store is written.
+    def ask_before(size: int) -> None:
+        with session_scope(tenant=principal.tenant) as shortly:
+            if not idempotency.within(
+                shortly
+            ).is_known():  # a repeat is answered once its body is known as well
+                asked(shortly, size=size)
+
+    def ask_again(size: int, digest: bytes) -> Rules:
+        with session_scope(tenant=principal.tenant) as shortly:
+            idempotency.within(shortly).begin(digest)
+            return asked(shortly, size=size)
+
+    announced = request.headers.get("content-length", "")
+    async with in_turn():
+        await run_in_threadpool(ask_before, int(announced) if announced.isdecimal() else 0)
     async with spooled_body(
         request, max_body_bytes=settings.max_body_bytes, directory=settings.spool_dir, expected=EXPECTED
     ) as body:
-        upload = await run_in_threadpool(commands.store_upload, body.file, rules=allowed.rules)
+        size = await run_in_threadpool(body.file.seek, 0, SEEK_END)
+        async with in_turn():
+            rules = await run_in_threadpool(ask_again, size, body.digest)
+        limiter = _checkers(asyncio.get_running_loop())
+        upload = await to_thread.run_sync(
+            partial(commands.store_upload, body.file, rules=rules), limiter=limiter
+        )
     await turn.take()
 
     def store() -> Response:
         idempotency.begin(body.digest)
         update = commands.request_import(
-            session, model=model, query=allowed.query, upload=upload, principal=principal
+            session, model=model, query=query, upload=upload, principal=principal
         )
         answer = describe_update(session, update=update)
         return idempotency.keep(202, answer, headers={"Location": f"/v1/updates/{update.id}"})

@@ -8,7 +8,6 @@ from service.imports.checks import LONGEST, SHORTEST
 from service.schemas import Metadata, Name
 
 TAR = "application/x-tar"
-MOST_METADATA_CHARACTERS = 8192
 
 
 class ImportQuery(BaseModel):

@@ -19,8 +19,9 @@ from service.db import session_scope
 from service.models import ReplayEntry, Version, VersionTask
 from tests.conftest import emptied
 from tests.scenes import World, docstrings, make_client
-from tests.service.imports.uploads import tar_of
+from tests.service.imports.uploads import extended, files, record, tar_of, tar_with
 from tests.workers.evaluation.test_runner import plain_predictions
+from workers.imports import UploadLost, unpacked_upload
 from workers.training.contract import BaseFolder
 
 LABELS = ["os", "math"]  # another order than a version trained here would have
@@ -361,6 +362,22 @@ def test_the_upload_is_kept_while_it_waits_and_goes_when_nobody_waits_for_it(
         assert session.scalars(sa.select(used)).all() == [sha256]
     world.ok(world.client.post(f"/v1/updates/{update['id']}/cancel"))
     assert swept_after_an_hour()
+
+
+def test_a_stranger_s_tar_is_unpacked_as_it_was_checked_and_never_by_tarfile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tar = tar_with(extended(record("mtime", "1e300")), extended(record("comment", "last")))
+    sha256 = get_store().put_tar(io.BytesIO(tar))
+    monkeypatch.setattr(tarfile, "open", lambda *_, **__: pytest.fail("tarfile reads the upload"))
+    folder = unpacked_upload(sha256, work=tmp_path)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == files()
+    damaged = Path(get_store()._path(sha256))
+    damaged.write_bytes(tar[:-1] + b"x")
+    assert unpacked_upload(sha256, work=tmp_path) == folder  # of an earlier attempt
+    with pytest.raises(UploadLost):
+        unpacked_upload(sha256, work=tmp_path.parent)
+    get_store().delete(sha256)
 
 
 def test_an_upload_that_was_lost_fails_and_says_what_to_do(world: World, trained_elsewhere: Path) -> None:

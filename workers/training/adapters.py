@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from workers.training.contract import AdapterKind, AdapterSettings
-from workers.training.errors import TrainingFailed
+from workers.training.errors import TrainingFailed, quoted, reason_of
 from workers.training.folders import read_json, write_json
 from workers.training.targets import resolve_targets, target_layers
 
@@ -251,8 +251,8 @@ def read_adapter(folder: Path) -> Adapter:
     if foreign:
         raise TrainingFailed(
             "bad_version",
-            f"{CONFIG_FILE} sets options that are not supported: {', '.join(foreign)}",
-            {"options": foreign},
+            f"{CONFIG_FILE} sets options that are not supported: {', '.join(map(quoted, foreign[:10]))}",
+            {"options": foreign[:10]},
         )
     return Adapter(config, read_tensors(folder / ADAPTER_FILE))
 
@@ -280,5 +280,5 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except (OSError, SafetensorError) as error:
         raise TrainingFailed(
-            "bad_version", f"{path.name} cannot be read: {error}", {"file": path.name}
+            "bad_version", f"{path.name} cannot be read: {reason_of(error)}", {"file": path.name}
         ) from error

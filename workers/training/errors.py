@@ -59,6 +59,19 @@ class ChildDied(Exception):
         return f"the training process ended without an answer (exit code {self.exit_code})"
 
 
+def reason_of(error: Exception) -> str:
+    """Returns why a file cannot be read, without its path: whoever reads the message may be no operator."""
+    if isinstance(error, OSError):
+        return error.strerror or type(error).__name__
+    return str(error)
+
+
+def quoted(value: object) -> str:
+    """Returns what a stranger's file says, as a message may quote it."""
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}…"
+
+
 def unwritable_work_folder(error: BaseException) -> TrainingFailed | None:
     """Returns the failure that a full or unwritable disk is, `work_folder_unwritable`; None for any other error."""
     if isinstance(error, OSError):

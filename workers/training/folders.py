@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from workers.training.errors import TrainingFailed, unwritable_work_folder
+from workers.training.errors import TrainingFailed, reason_of, unwritable_work_folder
 
 
 @contextmanager
@@ -48,8 +48,13 @@ def sync(path: Path) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON with sorted keys."""
-    path.write_text(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+    """Write `value` as indented JSON with sorted keys.
+
+    Raises:
+        ValueError: for NaN and infinities, which are not JSON; nothing is written.
+    """
+    text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    path.write_text(text + "\n", encoding="utf-8")
 
 
 def read_json(path: Path, *, code: str) -> Any:
@@ -61,4 +66,6 @@ def read_json(path: Path, *, code: str) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise TrainingFailed(code, f"{path.name} cannot be read: {error}", {"file": path.name}) from error
+        raise TrainingFailed(
+            code, f"{path.name} cannot be read: {reason_of(error)}", {"file": path.name}
+        ) from error

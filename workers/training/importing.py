@@ -1,5 +1,6 @@
 """An adapter that was trained elsewhere, made a version: checked against the base, and written as versions are. Nothing is trained."""
 
+import json
 import math
 import time
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ from workers.training.classifier import ClassificationHead
 from workers.training.contract import AdapterSettings, TrainRequest, TrainResult
 from workers.training.dequantising import plain_base
 from workers.training.devices import device_name, peak_memory_bytes
-from workers.training.errors import TrainingFailed
+from workers.training.errors import TrainingFailed, quoted
 from workers.training.folders import read_json
 from workers.training.language_model import LanguageModel
 from workers.training.versions import (
@@ -33,6 +34,7 @@ IMPORT = "import"
 CPU = torch.device("cpu")
 ORIGIN = ("base_model", "strategy", "parameters", "seed", "lineage", "packages", "device")
 """What is kept of an uploaded `version.json`, as its own word."""
+MOST_ORIGIN_BYTES, DEEPEST_ORIGIN = 64 * 1024, 32
 
 
 def import_adapter(request: TrainRequest, *, on_progress: OnProgress, should_stop: ShouldStop) -> TrainResult:
@@ -65,7 +67,7 @@ def import_adapter(request: TrainRequest, *, on_progress: OnProgress, should_sto
             "seed": None,
             "rank": adapter.rank,
             "device": device_name(CPU),
-            "origin": {name: facts[name] for name in ORIGIN if name in facts},
+            "origin": origin_of(facts),
         },
     )
     write_version(Path(request.output), Version(adapter, head, request.labels, ours))
@@ -86,16 +88,43 @@ def uploaded_facts(folder: Path, sha256: str) -> Mapping[str, Any]:
     if recorded is not None and recorded != sha256:
         raise TrainingFailed(
             "wrong_base_model",
-            f"version.json says that the adapter was trained on a base model whose files have the hash {recorded}; the model's "
+            f"version.json says that the adapter was trained on a base model whose files have the hash {quoted(recorded)}; the model's "
             f"have {sha256}: import it into a model on that base",
         )
     for name, wanted in CLASSIFIER_FACTS.items():
         if facts.get(name, wanted) != wanted:
             raise TrainingFailed(
                 "unsupported_head",
-                f"version.json says {name}: {facts[name]}; a head here sees {CLASSIFIER_FACTS}, see docs/importing.md",
+                f"version.json says {name}: {quoted(facts[name])}; a head here sees {CLASSIFIER_FACTS}, see docs/importing.md",
             )
     return facts
+
+
+def origin_of(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What is kept of an uploaded `version.json`; a note in its place where the version's own could not be imported again."""
+    origin = {name: facts[name] for name in ORIGIN if name in facts}
+    try:
+        size = len(json.dumps(origin, ensure_ascii=False, allow_nan=False).encode())
+    except ValueError:
+        return {"left_out": "the uploaded version.json holds what is not JSON in UTF-8"}
+    if size > MOST_ORIGIN_BYTES or nested_deeper(origin, than=DEEPEST_ORIGIN):
+        return {
+            "left_out": f"the uploaded version.json says more than {MOST_ORIGIN_BYTES} bytes or {DEEPEST_ORIGIN} levels of it"
+        }
+    return origin
+
+
+def nested_deeper(value: object, *, than: int) -> bool:
+    """Says whether a JSON value has more than so many levels."""
+    level = [value]
+    for _ in range(than + 1):
+        level = [
+            part
+            for item in level
+            if isinstance(item, dict | list)
+            for part in (item.values() if isinstance(item, dict) else item)
+        ]
+    return bool(level)
 
 
 def uploaded_head(folder: Path, labels: tuple[str, ...]) -> ClassificationHead:
@@ -155,7 +184,7 @@ def require_finite(tensors: Mapping[str, Tensor], *, file: str) -> None:
         if not math.isfinite(float(tensors[name].float().abs().max())):
             raise TrainingFailed(
                 "bad_numbers",
-                f"{name!r} in {file} holds NaN or infinity: the run that trained it broke; upload an earlier checkpoint of it",
+                f"{quoted(name)} in {file} holds NaN or infinity: the run that trained it broke; upload an earlier checkpoint of it",
                 {"tensor": name},
             )
 

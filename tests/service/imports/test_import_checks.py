@@ -3,8 +3,10 @@
 import io
 import json
 import tarfile
+import time
 import tracemalloc
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.errors import Unprocessable
-from service.imports.archive import FILES, index_tar
+from service.imports.archive import FILES, index_tar, unpack_tar
 from service.imports.checks import Contents, Rules, check_upload
 from tests.service.imports.uploads import (
     CONFIG,
@@ -21,10 +23,14 @@ from tests.service.imports.uploads import (
     adapter,
     config,
     entry,
+    extended,
     files,
     head,
+    member,
+    record,
     safetensors,
     tar_of,
+    tar_with,
 )
 
 RULES = Rules(
@@ -117,11 +123,23 @@ def test_a_hostile_or_broken_tar_is_refused_with_a_code(tar: bytes, code: str) -
         ({"config": b"[" * 100_000}, "bad_json"),
         ({"config": b'{"r": NaN}'}, "bad_json"),
         ({"config": b'{"r": 1, "r": 9999}'}, "bad_json"),
+        ({"config": b'{"r": 1e999}'}, "bad_json"),
+        ({"config": b'{"a\\u0000": 1}'}, "bad_json"),
+        ({"facts": b'{"pooling": "a\\u0000"}'}, "bad_json"),
+        ({"facts": b'{"strategy": ["\\ud800"]}'}, "bad_json"),
+        ({"facts": b'{"seed": ' + b"[" * 70 + b"]" * 70 + b"}"}, "bad_json"),
+        ({"facts": b'{"seed": -1e999}'}, "bad_json"),
+        ({"labels": b'["\\u0000"]'}, "bad_json"),
+        ({"tensors": safetensors({"\0": (1,)})}, "bad_safetensors"),
+        ({"head": safetensors({"x" * 100_000: (1,)})}, "head_does_not_fit"),
+        ({"config": config(r=10**4000)}, "rank_too_high"),
         ({"config": b" " * 2_000_000}, "bad_archive"),
         ({"config": config(peft_type="IA3")}, "bad_adapter_config"),
         ({"config": config(modules_to_save=["classifier"])}, "bad_adapter_config"),
         ({"config": config(r=65)}, "rank_too_high"),
         ({"config": config(r=10**12)}, "rank_too_high"),
+        ({"config": config(lora_alpha=0)}, "bad_adapter_config"),
+        ({"config": config(lora_alpha=None)}, "bad_adapter_config"),
         ({"config": config(r="8")}, "bad_adapter_config"),
         ({"config": config(r=True)}, "bad_adapter_config"),
         ({"config": config(rank_pattern={"query": 600})}, "rank_too_high"),
@@ -148,8 +166,8 @@ def test_a_hostile_or_broken_tar_is_refused_with_a_code(tar: bytes, code: str) -
         ({"labels": b'["math", 1]'}, "bad_labels"),
         ({"labels": b'["math", "math"]'}, "bad_labels"),
         ({"labels": b'["math", ""]'}, "bad_labels"),
-        ({"labels": b'["math", "\\u0000"]'}, "bad_labels"),
-        ({"labels": b'["math", "\\ud800"]'}, "bad_labels"),
+        ({"labels": b'["math", "\\u0000"]'}, "bad_json"),
+        ({"labels": b'["math", "\\ud800"]'}, "bad_json"),
         ({"labels": json.dumps(["x" * 21, "os"]).encode()}, "bad_labels"),
         ({"labels": json.dumps([f"{n}" for n in range(11)]).encode(), "head": head(11)}, "bad_labels"),
         ({"facts": b"[]"}, "bad_version_file"),
@@ -219,6 +237,63 @@ A = f"{MODULE}.lora_A.weight"
 )  # fmt: skip
 def test_tensors_that_lie_about_themselves_are_refused(tensors: bytes) -> None:
     assert found_in(tar_of(files(tensors=tensors))) == "bad_safetensors"
+
+
+@pytest.mark.parametrize(
+    "hidden",
+    [record("path", "adapter_config.json"), record("size", "9"), record("GNU.sparse.major", "1"), b"x"],
+)
+def test_nothing_hides_behind_the_records_of_an_extended_header(hidden: bytes) -> None:
+    """`tarfile` reads the whole block, and would let the records there rename what the checks have seen."""
+    says = record("comment", "harmless")
+    assert found_in(tar_with(extended(says), member("README.md", b"hi"))) == Contents(("math", "os"), 128)
+    block = extended(says + hidden, says=len(says))
+    assert found_in(tar_with(block, member("README.md", b"hi"))) == "unsafe_archive"
+
+
+@pytest.mark.parametrize(
+    ("records", "code"),
+    [
+        (record("path", "x"), "unsafe_archive"),
+        (record("linkpath", "x"), "unsafe_archive"),
+        (record("GNU.sparse.size", "9"), "unsafe_archive"),
+        (record("hdrcharset", "BINARY"), "unsafe_archive"),
+        (record("mtimes", "1"), "unsafe_archive"),
+        (record("comment", "x" * 500), "unsafe_archive"),
+        (b"0 x=y\n", "bad_archive"),
+        (b"9 comment=x\n", "bad_archive"),
+        (b"13 comment=xyz", "bad_archive"),
+        (b"99 comment=x\n", "bad_archive"),
+        (b"1" * 512, "bad_archive"),
+        (record("mtime", "1e300"), None),
+        (record("mtime", "nan"), None),
+        (record("SCHILY.dev", "5") + record("LIBARCHIVE.creationtime", "7") + record("uname", "ann"), None),
+    ],
+)
+@pytest.mark.parametrize("before", [True, False])
+def test_an_extended_header_says_what_is_harmless_or_the_tar_is_refused(
+    records: bytes, code: str | None, before: bool, tmp_path: Path
+) -> None:
+    tar = tar_with(extended(records), before=before)
+    assert found_in(tar) == (code or Contents(labels=("math", "os"), max_length=128))
+    if code is None:
+        unpack_tar(io.BytesIO(tar), tmp_path / "upload")
+        assert {path.name: path.read_bytes() for path in (tmp_path / "upload").iterdir()} == files()
+
+
+def test_a_header_full_of_digits_holds_nobody_up() -> None:
+    began = time.process_time()
+    assert found_in(tar_with(*[extended(b"9" * 65_536)] * 3, before=True)) == "unsafe_archive"
+    assert time.process_time() - began < 1
+
+
+def test_unpacking_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    (tmp_path / "work").mkdir()
+    with pytest.raises(Unprocessable):
+        unpack_tar(io.BytesIO(tar_with(member("evil.py", b"x"))), tmp_path / "work" / "upload")
+    assert list((tmp_path / "work").iterdir()) == []
+    unpack_tar(io.BytesIO(tar_with(member("README.md", b"x"))), tmp_path / "work" / "upload")
+    assert {path.name for path in (tmp_path / "work" / "upload").iterdir()} == files().keys()
 
 
 def test_an_extended_header_as_large_as_the_body_is_never_held() -> None:

@@ -1,5 +1,8 @@
 """Requests for imports over HTTP: who may, what is refused before a worker is troubled, and what is stored."""
 
+import hashlib
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import httpx
@@ -12,8 +15,10 @@ from service.backup import REFERRED_TO
 from service.body_limit import BodyLimit
 from service.config import get_settings
 from service.db import engine_for, session_scope
+from service.errors import Conflict
 from service.imports import commands
-from service.models import Model, Update, Version
+from service.imports.taints import require_untainted
+from service.models import Erasure, Model, Update, Version
 from tests.scenes import World, make_client
 from tests.service.imports.uploads import entry, files, tar_of
 
@@ -125,6 +130,48 @@ def test_a_tenant_may_have_so_many_bytes_waiting(scene: World, monkeypatch: pyte
     assert send(scene).status_code == 202
 
 
+def stored() -> set[str]:
+    return {sha256 for sha256, _ in get_store().hashes()}
+
+
+def test_what_is_over_the_quota_is_refused_before_it_is_taken_in_and_never_stored(
+    scene: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tar, before = tar_of(files(facts=b'{"seed": 99}')), stored()
+    small = get_settings().model_copy(update={"max_waiting_import_bytes_per_tenant": len(tar) - 1})
+    monkeypatch.setattr(commands, "get_settings", lambda: small)
+
+    def unannounced() -> Iterator[bytes]:
+        yield tar
+
+    def never_read() -> Iterator[bytes]:
+        pytest.fail("the body was taken in")
+        yield b""
+
+    ask = partial(scene.client.post, WHERE, params={"tasks": ["one"]})
+    for body, length in ((unannounced(), {}), (never_read(), {"Content-Length": str(len(tar))})):
+        answer = ask(content=body, headers={**TAR, **length})
+        assert scene.problem(answer) == (413, "too_many_waiting_imports")
+    assert stored() == before
+
+
+def test_a_repeat_is_answered_as_the_first_whatever_has_changed_since_and_stores_nothing(
+    scene: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = {"Idempotency-Key": "again"}
+    first = send(scene, headers=key)
+    full = get_settings().model_copy(update={"max_waiting_import_bytes_per_tenant": 1})
+    monkeypatch.setattr(commands, "get_settings", lambda: full)
+    scene.client.delete("/v1/models/triage")
+    get_store().delete(first.json()["strategy"]["parameters"]["sha256"])
+    before = stored()
+    again = send(scene, headers=key)
+    assert (again.status_code, again.headers["Idempotent-Replayed"]) == (202, "true")
+    assert again.json() == first.json()
+    assert stored() == before
+    assert scene.problem(send(scene, b"other", headers=key)) == (422, "idempotency_key_reused")
+
+
 def test_the_same_key_and_tar_ask_for_one_import_only(scene: World) -> None:
     key = {"Idempotency-Key": "once"}
     first = send(scene, headers=key)
@@ -163,10 +210,63 @@ def test_a_child_of_a_version_keeps_its_labels_in_their_order(scene: World) -> N
         )  # fmt: skip
     with session_scope(tenant="acme") as session:
         session.scalars(select(Model)).one().last_version = 1
-    assert refused(scene, parent=1) == (422, "labels_differ")
+    odd, before = tar_of(files(facts=b'{"seed": 98}')), stored()
+    assert refused(scene, odd, parent=1) == (422, "labels_differ")
+    assert stored() == before
     fitting = tar_of(files(labels=b'["os", "math"]'))
     assert scene.ok(send(scene, fitting, parent=1))["parent"] == 1
     assert send(scene, parent=0).status_code == 202
+
+
+@pytest.mark.parametrize("known_by", ["bytes", "bytes as they came", "update"])
+@pytest.mark.parametrize("inherited", [False, True])
+def test_an_adapter_that_is_known_to_carry_erased_rows_is_refused(
+    scene: World, known_by: str, inherited: bool
+) -> None:
+    tar = tar_of(files(facts=b'{"lineage": {"update": "upd_1"}}'))
+    sha256 = hashlib.sha256(tar).hexdigest()
+    with session_scope(tenant="acme") as session:
+        base = session.scalars(select(Version)).one()
+        made = {name: getattr(base, name) for name in ("tenant_id", "model_id", "cut", "training")}
+        made |= {"statistics": {}, "provenance": {}, "artifact_bytes": 1, "labels": []}
+        session.add(
+            Version(
+                **made,
+                number=1,
+                parent=0,
+                lineage=[0, 1],
+                artifact_sha256="1" * 64,
+                strategy="replay",
+                parameters={},
+            )
+        )
+        came = known_by == "bytes as they came"
+        session.add(
+            Version(
+                **made, number=2, parent=1, lineage=[0, 1, 2], strategy="import" if came else "replay",
+                artifact_sha256=sha256 if known_by == "bytes" else "2" * 64, parameters={"sha256": sha256} if came else {},
+                update_id="upd_1" if known_by == "update" else None,
+            )
+        )  # fmt: skip
+        model = session.scalars(select(Model)).one()
+        model.last_version = 2
+    assert send(scene, tar).status_code == 202
+    with session_scope(tenant="acme") as session:
+        session.add(
+            Erasure(
+                tenant_id="acme", id="era_1", model_id=made["model_id"], subject_digest="d", deleted=1, requested_by="x",
+                versions=[1 if inherited else 2],
+            )
+        )  # fmt: skip
+    assert refused(scene, tar) == (409, "tainted_adapter")
+    assert send(scene).status_code == 202
+    with session_scope(tenant="acme") as session:
+        waiting = session.scalars(select(Update).order_by(Update.seq).limit(1)).one()
+        with pytest.raises(Conflict, match="erased"):
+            require_untainted(
+                session, model_id=waiting.model_id, sha256=waiting.parameters["sha256"],
+                origin_update=waiting.parameters["origin_update"],
+            )  # fmt: skip
 
 
 def test_what_the_upload_weighs_on_disk_is_one_file_however_often_it_is_sent(scene: World) -> None:

@@ -71,3 +71,33 @@ def entry(name: str, *, kind: bytes = tarfile.REGTYPE, link: str = "", **fields:
     for field, value in fields.items():
         setattr(made, field, value)
     return made
+
+
+def padded(data: bytes) -> bytes:
+    return data + bytes(-len(data) % tarfile.BLOCKSIZE)
+
+
+def member(name: str, data: bytes) -> bytes:
+    """A file's header and its blocks."""
+    return entry(name, size=len(data)).tobuf(tarfile.USTAR_FORMAT) + padded(data)
+
+
+def record(keyword: str, value: str) -> bytes:
+    """A record of an extended header, which counts its own length."""
+    text = f" {keyword}={value}\n".encode()
+    length = len(text) + 1
+    while len(str(length)) + len(text) != length:
+        length += 1
+    return str(length).encode() + text
+
+
+def extended(records: bytes, *, says: int | None = None) -> bytes:
+    """An extended header; `says` is the size that its header gives, whatever the block holds."""
+    size = len(records) if says is None else says
+    return entry("pax", kind=tarfile.XHDTYPE, size=size).tobuf(tarfile.USTAR_FORMAT) + padded(records)
+
+
+def tar_with(*blocks: bytes, before: bool = False, **changes: bytes | None) -> bytes:
+    """A sound adapter's tar with blocks of one's own behind its files, or before them."""
+    own = [member(name, data) for name, data in files(**changes).items()]
+    return b"".join((*blocks, *own) if before else (*own, *blocks)) + bytes(1024)

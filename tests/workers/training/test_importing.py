@@ -12,7 +12,8 @@ from transformers import AutoModel, AutoModelForCausalLM
 
 from workers.training.contract import AdapterSettings, BaseFolder, TrainingSettings, TrainRequest
 from workers.training.errors import TrainingFailed
-from workers.training.importing import IMPORT
+from workers.training.folders import write_json
+from workers.training.importing import IMPORT, origin_of
 from workers.training.loop import train
 from workers.training.versions import read_version
 
@@ -109,6 +110,47 @@ def test_another_kind_another_base_and_another_head_are_refused(
     ):
         (upload / "version.json").write_text(json.dumps(facts))
         assert refusal(request(tiny, upload), quietly) == code
+
+
+def test_what_a_message_quotes_of_an_upload_is_short_and_no_path(
+    tiny: BaseFolder, tmp_path: Path, quietly: dict[str, Any]
+) -> None:
+    upload = saved(tiny, LoraConfig(r=4, target_modules=LAYERS), tmp_path / "upload")
+    config = json.loads((upload / "adapter_config.json").read_text())
+    (upload / "adapter_config.json").write_text(json.dumps(config | {"x" * 100_000: 1}))
+    with pytest.raises(TrainingFailed, match="not supported") as options:
+        train(request(tiny, upload), **quietly)
+    (upload / "version.json").write_text(json.dumps({"pooling": "x" * 100_000}))
+    with pytest.raises(TrainingFailed, match="pooling") as pooling:
+        train(request(tiny, upload), **quietly)
+    (upload / "version.json").unlink()
+    (upload / "head.safetensors").unlink()
+    with pytest.raises(TrainingFailed, match="cannot be read") as missing:
+        train(request(tiny, upload), **quietly)
+    for failure in (options, pooling, missing):
+        assert len(failure.value.message) < 500
+        assert str(tmp_path) not in failure.value.message
+
+
+def test_what_an_upload_says_of_its_origin_is_kept_where_it_can_be_imported_again() -> None:
+    kept = {"seed": 3, "lineage": {"update": "upd_1"}, "packages": [[1]]}
+    assert origin_of(kept | {"max_length": 128}) == kept
+    nested: Any = 1
+    for _ in range(60):
+        nested = [nested]
+    for odd in (
+        {"strategy": "x" * 70_000},
+        {"seed": float("inf")},
+        {"seed": "\ud800"},
+        {"parameters": nested},
+    ):
+        assert origin_of(odd).keys() == {"left_out"}
+
+
+def test_json_that_is_none_is_never_written(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="JSON compliant"):
+        write_json(tmp_path / "facts.json", {"loss": float("nan")})
+    assert not (tmp_path / "facts.json").exists()
 
 
 def test_numbers_too_large_for_float32_and_texts_too_long_for_the_base_are_refused(
