@@ -323,6 +323,7 @@ def test_a_seed_whose_training_runs_away_counts_in_no_figure_and_fails_nothing(
     assert "ran away" in noise["detail"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("error", "attempts", "code"),
     [
@@ -345,6 +346,7 @@ def test_a_seed_that_fails_for_good_is_named_and_the_trained_version_lives(
     assert (noise["seeds"], noise["failed"]) == ([SEED, THIRD], {str(SECOND): code})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("during", [SEED, SECOND], ids=["the version's training", "a further training"])
 def test_no_further_seed_is_trained_on_what_was_erased_meanwhile(
     world: World, trained: list[int], monkeypatch: pytest.MonkeyPatch, during: int
@@ -387,6 +389,7 @@ def test_without_an_eval_row_nothing_is_repeated_and_the_report_says_why(
     assert "no task has an eval row" in world.get("/models/triage/versions/1/report")["noise"]["detail"]
 
 
+@pytest.mark.slow
 def test_where_another_attempt_of_auto_chooses_without_a_seed_what_was_measured_is_forgotten(
     world: World, trained: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
