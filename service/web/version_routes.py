@@ -22,7 +22,7 @@ from service.web.answers import PictureForm
 from service.web.rendering import page
 from service.web.reports import update_report
 from service.web.session import OwnForm, SessionDep, Visitor, VisitorDep
-from service.web.views.dials import dial_chart, point_rows, score_rows, view_dial
+from service.web.views.dials import dial_chart, point_rows, refusal, score_rows, view_dial
 from service.web.views.rehearsals import MOST_ROWS, strata_rows, view_rehearsal
 from service.web.views.report import RULES, changes_chart, content_in_words, reason_rows, task_rows
 from service.web.views.trade_offs import trade_off_chart
@@ -79,6 +79,7 @@ def _version_page(
         trade_offs=trade_off_chart(session, model=row, this=report.version),
         rehearsal=view_rehearsal(session, model=row, version=found),
         dial=view_dial(session, model=row, version=found),
+        dial_refusal=refusal(session, model=row, version=found),
     )  # fmt: skip
 
 
