@@ -10,14 +10,18 @@ from typing import Annotated, Any
 
 from fastapi import Depends, Header, Request
 from fastapi.responses import JSONResponse
+from psycopg.errors import LockNotAvailable
 from pydantic import BaseModel
-from sqlalchemy import func, select
+from sqlalchemy import func, select, text
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from service.dependencies import LaterSessionDep, SessionDep, get_principal
 from service.errors import Conflict, Unprocessable
 from service.models import IdempotencyKey
 from service.security import Principal
+
+WAIT_SECONDS = 5  # for a twin: whoever waits holds a thread, a turn and a connection
 
 
 class IdempotentReplay(Exception):
@@ -58,17 +62,15 @@ class Idempotency:
     def begin(self, body: bytes, *, wait: bool = False) -> None:
         """Raises `IdempotentReplay` when this very request was answered before.
 
-        `body` is the request's body or a digest of it. Raises `Conflict` while a twin is in flight, or waits for its answer,
-        and `Unprocessable` when the key came with another request before.
+        `body` is the request's body or a digest of it. Raises `Conflict` while a twin is in flight, with `wait` only
+        once its answer has been waited for, and `Unprocessable` when the key came with another request before.
         """
         if self._key is None:
             return
         self._fingerprint = hashlib.sha256(self._request.encode() + b"\0" + body).digest()
         lock = hashlib.sha256(f"{self._tenant}\0{self._key}".encode()).digest()
         number = int.from_bytes(lock[:8], signed=True)
-        if wait:
-            self._session.execute(select(func.pg_advisory_xact_lock(number)))
-        elif not self._session.scalar(select(func.pg_try_advisory_xact_lock(number))):
+        if not (self._locked_in_time(number) if wait else self._locked_at_once(number)):
             raise Conflict(
                 "A request with this Idempotency-Key is still in flight; send it again in a moment.",
                 code="idempotency_key_in_flight", param="Idempotency-Key", headers={"Retry-After": "1"},
@@ -82,6 +84,20 @@ class Idempotency:
                 code="idempotency_key_reused", param="Idempotency-Key",
             )  # fmt: skip
         raise IdempotentReplay(row)
+
+    def _locked_at_once(self, number: int) -> bool:
+        return bool(self._session.scalar(select(func.pg_try_advisory_xact_lock(number))))
+
+    def _locked_in_time(self, number: int) -> bool:
+        self._session.execute(text(f"SET LOCAL lock_timeout = '{WAIT_SECONDS}s'"))
+        try:
+            self._session.execute(select(func.pg_advisory_xact_lock(number)))
+        except OperationalError as error:
+            if not isinstance(error.orig, LockNotAvailable):
+                raise
+            return False
+        self._session.execute(text("SET LOCAL lock_timeout TO DEFAULT"))
+        return True
 
     def keep(
         self,

@@ -66,8 +66,11 @@ class Lease:
         self._thread.join()
 
     def report(self, progress: Progress) -> None:
-        """Takes the progress to be written with the next renewal, and the course of the loss until then with it."""
-        if progress.phase == "training" and progress.loss is not None:
+        """Takes the progress to be written with the next renewal, and the course of the loss until then with it.
+
+        The course is that of the version's own training, the first; its repeats would not continue it.
+        """
+        if progress.phase == "training" and progress.loss is not None and progress.repeat == 1:
             self._curve.add(progress.step, progress.loss)
         self._progress = {**asdict(progress), "losses": list(self._curve.points)}
         if progress.checkpoint_step:

@@ -182,8 +182,9 @@ def _write_buffer(
         boost = flip_boost(session, model=model, lineage=lineage, cut=update.cut)
         weights, replay["boosted"] = boost.weights, boost.record()
     buffer = read_buffer(session, model=model, lineage=lineage, cut=update.cut, weights=weights)
-    write_rows(path, rows_by_id(session, buffer.example_ids), names=_names(session, model), ids=ids)
-    return replay | {"capacity": model.replay["capacity"]}
+    stored = rows_by_id(session, buffer.example_ids)
+    rows = write_rows(path, stored, names=_names(session, model), ids=ids)
+    return replay | {"capacity": model.replay["capacity"], "rows": rows}
 
 
 def _names(session: Session, model: Model) -> dict[str, str]:

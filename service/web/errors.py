@@ -15,6 +15,7 @@ from service.response_headers import PAGES_PREFIX, is_page
 from service.web.rendering import page
 
 SIGN_IN = f"{PAGES_PREFIX}/signin"
+SIGN_OUT = f"{PAGES_PREFIX}/signout"
 Handler = Callable[[Request, Any], Response | Awaitable[Response]]
 
 
@@ -36,6 +37,8 @@ def _with_pages(handler: Handler) -> Any:
 
 def _page_of(request: Request, response: Response) -> Response:
     problem = json.loads(bytes(response.body))
+    if response.status_code == 401 and request.url.path == SIGN_OUT:
+        return RedirectResponse(SIGN_IN, status_code=303)  # signed out already: there is nothing left to do
     if response.status_code == 401 and request.method == "GET":
         return _to_sign_in(request, problem)
     kept = {

@@ -9,8 +9,9 @@ from starlette.concurrency import run_in_threadpool
 
 from service.errors import Conflict
 from service.idempotency import Idempotency, IdempotentReplay
+from service.models import Model
 from service.registry.commands import roll_back
-from service.registry.queries import get_champion, get_model
+from service.registry.queries import get_champion, get_model, get_version
 from service.registry.schemas import RollbackRequest
 from service.reports.schemas import ForgettingReport
 from service.response_headers import PAGES_PREFIX
@@ -124,7 +125,7 @@ def draw_lineage(
 ) -> Response:
     """Sends the tree of all versions; the lineage of `version`, by default the champion's, runs straight."""
     row = get_model(session, model=model)
-    end = get_champion(session, model=row).version if version is None else version
+    end = get_champion(session, model=row).version if version is None else _existing(session, row, version)
     return answers.picture(tree_picture(session, model=row, end=end), form)
 
 
@@ -141,7 +142,13 @@ def draw_trade_offs(
 ) -> Response:
     """Sends stability against plasticity of all versions; `version` stands out."""
     row = get_model(session, model=model)
-    return answers.picture(trade_off_chart(session, model=row, this=version), form)
+    this = None if version is None else _existing(session, row, version)
+    return answers.picture(trade_off_chart(session, model=row, this=this), form)
+
+
+def _existing(session: Session, model: Model, version: int) -> int:
+    """The number of a version that the model has. Raises `NotFound`."""
+    return get_version(session, model=model, version=version).number
 
 
 @router.get("/updates.csv")

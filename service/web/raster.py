@@ -10,18 +10,23 @@ import sys
 from functools import lru_cache
 from math import sqrt
 from pathlib import Path
+from subprocess import CalledProcessError
 
+import structlog
 from anyio import CapacityLimiter, fail_after, run_process
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from service.errors import Unavailable
+from service.errors import Unavailable, Unprocessable
 
 PROGRAM = Path(__file__).with_name("rasterise.py")
 SHARPNESS = 2.0  # pixels of the PNG for one of the picture, along each side
 MOST_PIXELS = 8_000_000  # larger pictures are drawn less sharply
+MOST_BYTES = 3_000_000  # of SVG
 AT_ONCE = 2
+MOST_WAITING = 8
 PATIENCE_SECONDS = 60.0  # for a turn and the picture together
+log = structlog.get_logger(__name__)
 SIZE = re.compile(r'<svg[^>]* width="([\d.]+)" height="([\d.]+)"')
 
 
@@ -35,24 +40,47 @@ class PngResponse(Response):
         self._picture = picture
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Draws the picture and sends it. Raises `Unavailable`."""
+        """Draws the picture and sends it. Raises as `png` does."""
         drawn = await png(self._picture)
         await Response(drawn, media_type=self.media_type)(scope, receive, send)
 
 
 async def png(picture: str) -> bytes:
-    """Returns an SVG picture as PNG on white paper. Raises `Unavailable` where it takes too long."""
+    """Returns an SVG picture as PNG on white paper.
+
+    Raises `Unprocessable` for one that is too large, and `Unavailable` where too many wait, it takes too long, or fails.
+    """
+    given = picture.encode()
+    if len(given) > MOST_BYTES:
+        raise Unprocessable(
+            f"The picture has {len(given)} bytes as SVG; up to {MOST_BYTES} are drawn as PNG. Take the SVG.",
+            code="picture_too_large",
+        )
+    places = _places(asyncio.get_running_loop())
+    if places.statistics().tasks_waiting >= MOST_WAITING:
+        raise _too_busy("Too many pictures wait to be drawn.")
     command = [sys.executable, "-P", str(PROGRAM), f"{_sharpness(picture):.4f}"]
     try:
         with fail_after(PATIENCE_SECONDS):
-            async with _places(asyncio.get_running_loop()):
-                drawn = await run_process(command, input=picture.encode(), stderr=None)
+            async with places:
+                drawn = await run_process(command, input=given, stderr=None)
     except TimeoutError:
-        raise Unavailable(
-            "The picture could not be drawn in time. Ask again in a moment, or for the SVG.",
-            code="too_busy", headers={"Retry-After": "10"},
-        ) from None  # fmt: skip
+        raise _too_busy("The picture could not be drawn in time.") from None
+    except (
+        CalledProcessError,
+        OSError,
+        ExceptionGroup,
+    ) as error:  # a group where it ended while it was read to
+        status = error.returncode if isinstance(error, CalledProcessError) else None
+        log.warning("picture_not_drawn", error=repr(error), status=status, bytes=len(given))
+        raise _too_busy("The picture could not be drawn.") from None
     return drawn.stdout
+
+
+def _too_busy(what: str) -> Unavailable:
+    return Unavailable(
+        f"{what} Ask again in a moment, or for the SVG.", code="too_busy", headers={"Retry-After": "10"}
+    )
 
 
 @lru_cache

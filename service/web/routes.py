@@ -20,7 +20,7 @@ from service.models import Model
 from service.response_headers import PAGES_PREFIX, STATIC_PREFIX
 from service.security import end_session
 from service.web import answers, session
-from service.web.errors import SIGN_IN, install_error_pages, own_path
+from service.web.errors import SIGN_IN, SIGN_OUT, install_error_pages, own_path
 from service.web.model_routes import router as models
 from service.web.rendering import page
 from service.web.reports import forgetting_report
@@ -86,7 +86,7 @@ async def sign_in(request: Request, form: OpenForm) -> Response:
     return response
 
 
-@router.post(f"{PAGES_PREFIX}/signout")
+@router.post(SIGN_OUT)
 def sign_out(visitor: VisitorDep, session: SessionDep, _form: OwnForm) -> Response:
     """Ends the session: whoever kept its cookie is let in no more."""
     end_session(session, token=visitor.token, tenant=visitor.principal.tenant)

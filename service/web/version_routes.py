@@ -10,7 +10,7 @@ from service.dependencies import Cursor
 from service.dials.commands import request_dial
 from service.dials.queries import read_dial
 from service.dials.schemas import DialRequest
-from service.errors import NotFound
+from service.errors import NotFound, Unprocessable
 from service.registry.queries import get_champion, get_model, get_version
 from service.reports import flip_exports, flips
 from service.reports.schemas import UpdateReport
@@ -22,8 +22,8 @@ from service.web.answers import PictureForm
 from service.web.rendering import page
 from service.web.reports import update_report
 from service.web.session import OwnForm, SessionDep, Visitor, VisitorDep
-from service.web.views.dials import dial_chart, point_rows, score_rows, view_dial
-from service.web.views.rehearsals import strata_rows, view_rehearsal
+from service.web.views.dials import dial_chart, point_rows, refusal, score_rows, view_dial
+from service.web.views.rehearsals import MOST_ROWS, strata_rows, view_rehearsal
 from service.web.views.report import RULES, changes_chart, content_in_words, reason_rows, task_rows
 from service.web.views.trade_offs import trade_off_chart
 
@@ -79,6 +79,7 @@ def _version_page(
         trade_offs=trade_off_chart(session, model=row, this=report.version),
         rehearsal=view_rehearsal(session, model=row, version=found),
         dial=view_dial(session, model=row, version=found),
+        dial_refusal=refusal(session, model=row, version=found),
     )  # fmt: skip
 
 
@@ -155,6 +156,11 @@ def export_rehearsal(
     view = view_rehearsal(session, model=row, version=get_version(session, model=row, version=version))
     if view is None:
         raise NotFound(f"The update that made version {version} read no buffer.", code="no_rehearsal")
+    if view.is_too_large:
+        raise Unprocessable(
+            f"The buffer of {view.capacity} rows at most is too large to be counted again; {MOST_ROWS} can be.",
+            code="buffer_too_large",
+        )
     return answers.csv(strata_rows(view), name=f"{row.name}-v{version}-rehearsed")
 
 

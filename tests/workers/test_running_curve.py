@@ -54,6 +54,7 @@ def test_the_curve_goes_with_every_renewal_of_the_lease_and_outlasts_the_trainin
         lease.report(Progress("tokenising", 5, 9))
         lease.report(Progress("training", 1, 3, loss=0.75))
         lease.report(Progress("training", 2, 3, loss=0.5))
+        lease.report(Progress("training", 4, 6, loss=0.625, repeat=2, repeats=2))
         lease.report(Progress(phase="evaluating"))
         assert evaluating.wait(60)
     assert written[-1]["losses"] == [(1, 0.75), (2, 0.5)]

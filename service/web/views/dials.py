@@ -7,7 +7,9 @@ from sqlalchemy.orm import Session
 
 from service.dials.queries import describe_dial, find_dial
 from service.dials.schemas import DialPoint, DialRead, DialTask
+from service.errors import Gone, Unprocessable
 from service.models import DialState, Model, Version
+from service.updates.blends import sides_of
 from service.web.charts.dial import Course, Reading, dial_curves
 
 POINTS = (
@@ -45,6 +47,15 @@ def view_dial(session: Session, *, model: Model, version: Version) -> DialView |
         return None
     dial = describe_dial(session, model=model, version=version, dial=found)
     return DialView(dial, dial_chart(dial))
+
+
+def refusal(session: Session, *, model: Model, version: Version) -> str | None:
+    """Returns why the version's dial cannot be asked for; None where it can."""
+    try:
+        sides_of(session, model=model, version=version.number)
+    except (Unprocessable, Gone) as error:
+        return error.detail
+    return None
 
 
 def dial_chart(dial: DialRead) -> str | None:

@@ -49,13 +49,20 @@ def view_update(session: Session, *, update: Update) -> UpdateView:
         update=describe_update(session, update=update),
         events=queries.update_events(session, update_id=update.id),
         losses=losses, trained=trained,
-        curve=loss_curve(losses, total_steps=(update.progress or {}).get("total_steps", 0)) if losses else None,
+        curve=loss_curve(losses, total_steps=_steps_to_come(update.progress or {})) if losses else None,
     )  # fmt: skip
 
 
 def _losses(told: Mapping[str, Any]) -> list[Loss]:
     """The curve that a version's statistics end with, or that the progress of an update brings along."""
     return [(step, loss) for step, loss in told.get("losses", [])]
+
+
+def _steps_to_come(progress: Mapping[str, Any]) -> int:
+    """The steps of the training that is told of; in other phases it is over, and what is counted is something else."""
+    if progress.get("phase") != "training":
+        return 0
+    return int(progress.get("total_steps", 0)) // int(progress.get("repeats") or 1)
 
 
 def _statistics(session: Session, *, update: Update) -> dict[str, Any]:

@@ -13,13 +13,15 @@ from service.models import Example, Model, Version
 from service.registry.queries import task_names
 from service.replay.queries import Buffer
 from service.replay.quotas import PLAIN_WEIGHT
-from service.replay.rehearsals import boosted_weights, rehearsed_buffer
+from service.replay.rehearsals import boosted_weights, rehearsal_record, rehearsed_buffer
 from service.updates.catalogue import strategies
 from service.web.views.report import content_in_words
 
 STRATA = ("task", "label", "rows", "share", "weight")
 MOST_SHOWN = 60  # of the strata; the table as CSV has all
 TEXTS_EACH = 2
+MOST_ROWS = 20_000  # larger buffers are not read again for a page
+REFERENCE_ONLY = frozenset({"agem"})  # buffered rows give a gradient to compare with, and are not fitted
 Kind = tuple[str, str | None]
 """The name of a task, and a label."""
 
@@ -41,12 +43,14 @@ class RehearsalView:
     """What the report of a version shows of its rehearsal."""
 
     strata: Sequence[Stratum]  # the largest first
-    rows: int  # as the buffer is read now
+    rows: int | None  # as the buffer is read now; None where it is too large for that
     rows_then: int | None  # as the update read it
+    trained_rows: int | None  # of these, those that were not held out
     fresh_rows: int | None
     capacity: int
     strategy: str  # which trained; for `auto` the one it chose
     rehearses: bool
+    is_reference: bool  # buffered rows are compared with, not fitted
     fraction: float | None  # of every batch; None where the strategy mixes no buffered rows in
     is_boosted: bool
 
@@ -54,6 +58,21 @@ class RehearsalView:
     def shown(self) -> Sequence[Stratum]:
         """The strata that fit a page."""
         return self.strata[:MOST_SHOWN]
+
+    @property
+    def is_too_large(self) -> bool:
+        """The buffer is not read again for a page."""
+        return self.rows is None
+
+    @property
+    def held_out(self) -> int:
+        """The rows of the buffer that were kept out of training, to choose by."""
+        return _fewer(self.rows_then, self.trained_rows)
+
+    @property
+    def missing(self) -> int:
+        """How many fewer rows there are now."""
+        return _fewer(self.rows_then, self.rows)
 
     @property
     def tasks(self) -> Mapping[str, int]:
@@ -64,18 +83,31 @@ class RehearsalView:
         return dict(sorted(found.items(), key=lambda entry: -entry[1]))
 
 
+def _fewer(before: int | None, after: int | None) -> int:
+    return 0 if before is None or after is None else max(0, before - after)
+
+
 def view_rehearsal(session: Session, *, model: Model, version: Version) -> RehearsalView | None:
     """Returns what the page shows; None where the update read no buffer."""
-    buffer = rehearsed_buffer(session, model=model, version=version)
-    if buffer is None:
+    recorded = rehearsal_record(version)
+    if recorded is None:
         return None
     strategy, parameters = _trained_with(version)
     info, told = strategies()[strategy], version.statistics
-    weights = boosted_weights(version.provenance["replay"])
+    weights, capacity = boosted_weights(recorded), int(recorded["capacity"])
+    trained_rows = told.get("replay_rows")
+    rows_then = recorded.get("rows", trained_rows)
+    buffer = None
+    if min(capacity, capacity if rows_then is None else rows_then) <= MOST_ROWS:
+        buffer = rehearsed_buffer(session, model=model, version=version)
+    if buffer is not None and "rows" not in recorded:
+        # An older version's: it knows only how many were trained on, not how many were held out besides.
+        rows_then = max(trained_rows or 0, len(buffer.entries))
     return RehearsalView(
-        strata=_strata(session, model=model, buffer=buffer, weights=weights), rows=len(buffer.entries),
-        rows_then=told.get("replay_rows"), fresh_rows=told.get("fresh_rows"),
-        capacity=int(version.provenance["replay"]["capacity"]), strategy=strategy, rehearses=info.needs_replay,
+        strata=() if buffer is None else _strata(session, model=model, buffer=buffer, weights=weights),
+        rows=None if buffer is None else len(buffer.entries),
+        rows_then=rows_then, trained_rows=trained_rows, fresh_rows=told.get("fresh_rows"),
+        capacity=capacity, strategy=strategy, rehearses=info.needs_replay, is_reference=strategy in REFERENCE_ONLY,
         fraction=_fraction(info.parameters, parameters), is_boosted=bool(weights),
     )  # fmt: skip
 

@@ -138,14 +138,14 @@ def test_an_update_rehearses_by_the_boost_only_if_it_asks_for_it(lossy: World, t
     plan = prepared(lossy, tmp_path, replay={"boost": "flips"})
     assert labels_rehearsed(plan) == {"a": 14, "b": 6, "c": 4}
     assert plan.request.lineage["replay"] == {
-        "boost": "flips", "boosted": boost_of().record(), "capacity": 24,
+        "boost": "flips", "boosted": boost_of().record(), "capacity": 24, "rows": 24,
     }  # fmt: skip
 
 
 def test_an_update_that_does_not_ask_shares_the_buffer_equally(lossy: World, tmp_path: Path) -> None:
     plan = prepared(lossy, tmp_path)
     assert labels_rehearsed(plan) == {"a": 8, "b": 8, "c": 8}
-    assert plan.request.lineage["replay"] == {"boost": "none", "capacity": 24}
+    assert plan.request.lineage["replay"] == {"boost": "none", "capacity": 24, "rows": 24}
 
 
 @pytest.mark.slow  # a real training
@@ -153,7 +153,7 @@ def test_the_boost_is_written_down_with_the_update_and_with_its_version(lossy: W
     update = lossy.learn("next", parent=3, replay={"boost": "flips"})
     assert update["replay"] == {"boost": "flips"}
     provenance = lossy.get(f"/models/triage/versions/{update['version']}")["provenance"]["replay"]
-    assert provenance == {"boost": "flips", "boosted": boost_of().record(), "capacity": 24}
+    assert provenance == {"boost": "flips", "boosted": boost_of().record(), "capacity": 24, "rows": 24}
     tar = lossy.client.get(f"/v1/models/triage/versions/{update['version']}/adapter").content
     with tarfile.open(fileobj=io.BytesIO(tar)) as folder:
         name = next(name for name in folder.getnames() if name.endswith("version.json"))

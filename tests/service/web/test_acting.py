@@ -5,7 +5,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from fastapi.testclient import TestClient
+from sqlalchemy import text
 
+from service.db import session_scope
+from service.errors import Conflict
+from service.idempotency import Idempotency
 from service.models import UpdateState
 from tests.scenes import World, make_client
 from tests.service.web.visitors import Browser, visible_text
@@ -69,6 +73,20 @@ def test_a_form_that_is_sent_by_a_double_click_asks_for_one_update(
         places = {click.result().headers["Location"] for click in sent}
     assert len(places) == 1
     assert len(world.get("/models/triage/updates")["data"]) == 1
+
+
+def test_a_form_whose_twin_takes_long_is_told_so(
+    world: World, browser: Browser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.idempotency.WAIT_SECONDS", 1)
+    with session_scope(tenant="acme") as first, session_scope(tenant="acme") as second:
+        Idempotency(first, tenant="acme", key="form-1", request="form").begin(b"", wait=True)
+        with pytest.raises(Conflict) as refused:
+            Idempotency(second, tenant="acme", key="form-1", request="form").begin(b"", wait=True)
+        second.rollback()
+        # Whatever else is waited for in the same transaction is waited for as long as ever.
+        assert first.scalar(text("SHOW lock_timeout")) == "0"
+    assert refused.value.code == "idempotency_key_in_flight"
 
 
 def test_another_form_asks_for_another_update_and_so_does_a_changed_one(

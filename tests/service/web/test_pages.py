@@ -207,3 +207,12 @@ def test_pages_are_no_part_of_the_api_document(scene: World) -> None:
         for path in scene.client.get("/openapi.json").json()["paths"]
         if path == "/" or path.startswith("/ui")
     ]
+
+
+@pytest.mark.parametrize("name", ["lineage", "trade-offs"])
+@pytest.mark.parametrize("version", [2, 999])
+def test_a_picture_of_a_version_that_is_not_there_is_not_drawn(
+    reader: Browser, name: str, version: int
+) -> None:
+    answer = reader.get(f"/ui/models/long/{name}.svg?version={version}")
+    assert answer.status_code == (200 if version == 2 else 404)

@@ -9,8 +9,9 @@ import zlib
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
-from service.errors import Unavailable
+from service.errors import Unavailable, Unprocessable
 from service.web import raster
 from service.web.charts.lines import loss_curve
 from service.web.charts.svg import MARGIN, drawing, finished, write
@@ -112,3 +113,50 @@ def test_whoever_waits_too_long_for_a_picture_is_told(monkeypatch: pytest.Monkey
     monkeypatch.setattr(raster, "PATIENCE_SECONDS", 0.0)
     with pytest.raises(Unavailable, match="could not be drawn in time"):
         drawn(page_with("late"))
+
+
+def test_a_picture_of_too_many_bytes_is_not_drawn() -> None:
+    with pytest.raises(Unprocessable, match="Take the SVG") as refused:
+        drawn(page_with("x" * raster.MOST_BYTES))
+    assert refused.value.code == "picture_too_large"
+
+
+def test_a_crowd_does_not_wait_for_its_pictures() -> None:
+    async def ask(count: int) -> list[bytes | BaseException]:
+        asked = (raster.png(page_with(str(turn))) for turn in range(count))
+        return await asyncio.gather(*asked, return_exceptions=True)
+
+    room = raster.AT_ONCE + raster.MOST_WAITING
+    answers = asyncio.run(ask(room + 3))
+    refused = [answer for answer in answers if isinstance(answer, Unavailable)]
+    assert [answer.code for answer in refused] == ["too_busy"] * 3
+    assert len([answer for answer in answers if isinstance(answer, bytes)]) == room
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "raise SystemExit(3)",
+        "import os, signal; os.kill(os.getpid(), signal.SIGKILL)",
+        "import os; os.close(0); os.abort()",
+    ],
+)
+def test_a_picture_whose_drawing_fails_can_be_asked_for_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, program: str
+) -> None:
+    monkeypatch.setattr(raster, "PROGRAM", tmp_path / "failing.py")
+    raster.PROGRAM.write_text(program)
+    with capture_logs() as lines, pytest.raises(Unavailable, match="could not be drawn"):
+        drawn(page_with("x" * 1_000_000))  # more than a pipe holds: the program ends while it is written to
+    assert [line["event"] for line in lines] == ["picture_not_drawn"]
+
+
+@pytest.mark.parametrize("limit", ["AS", "CPU"])
+def test_the_program_that_draws_may_use_so_much_and_no_more(tmp_path: Path, limit: str) -> None:
+    told = f"print(resource.getrlimit(resource.RLIMIT_{limit}), file=sys.stderr)"
+    program = raster.PROGRAM.read_text().replace("    picture = ", f"    {told}\n    picture = ")
+    (tmp_path / "rasterise.py").write_text(program)
+    command = [sys.executable, "-P", str(tmp_path / "rasterise.py"), "2"]
+    ran = subprocess.run(command, input=page_with("x").encode(), capture_output=True, check=True)
+    most = {"AS": 1_500_000_000, "CPU": 60}[limit]
+    assert ran.stderr.decode().strip() == f"({most}, {most})"

@@ -14,8 +14,9 @@ from service.credentials import new_session, read_key
 from service.db import session_scope
 from service.models import EndedSession
 from service.security import valid_keys
+from service.web.errors import SIGN_IN
 from service.web.routes import PARTS
-from service.web.session import COOKIE, read_form
+from service.web.session import COOKIE, read_own_form
 from tests.scenes import World, make_client
 from tests.service.web.statements import counted
 from tests.service.web.visitors import Browser, key_of, paths
@@ -143,6 +144,16 @@ def test_a_cookie_that_somebody_kept_is_worth_nothing_after_signing_out(
     assert other.get("/ui/models").status_code == 200
 
 
+def test_signing_out_a_second_time_leads_to_the_sign_in(browser: Browser) -> None:
+    kept, token = browser.http.cookies[COOKIE], browser.token()
+    browser.send("/ui/signout", token=token)
+    for cookie in (None, kept):
+        if cookie is not None:
+            browser.http.cookies.set(COOKIE, cookie, path="/ui", domain="testserver.local")
+        answer = browser.send("/ui/signout", token=token)
+        assert (answer.status_code, answer.headers["Location"]) == (303, "/ui/signin")
+
+
 def test_sessions_that_are_over_anyway_are_forgotten_at_the_next_signing_out(browser: Browser) -> None:
     long_over = datetime(2020, 1, 1, tzinfo=UTC)
     with session_scope(tenant="acme") as session:
@@ -163,9 +174,9 @@ def test_a_link_from_another_site_opens_a_page_and_changes_nothing(browser: Brow
         assert written == [], path
 
 
-def test_whatever_changes_something_asks_where_its_form_comes_from() -> None:
+def test_whatever_changes_something_takes_a_form_of_the_visitors_own_session() -> None:
     forms = {
-        (route.path, method): asks_for_origin(route.dependant)
+        (route.path, method): takes_own_form(route.dependant)
         for part in PARTS
         for route in part.routes
         if isinstance(route, APIRoute)
@@ -173,12 +184,13 @@ def test_whatever_changes_something_asks_where_its_form_comes_from() -> None:
     }
     assert len(forms) >= 8
     assert {method for _, method in forms} == {"POST"}
-    assert [form for form, asks in forms.items() if not asks] == []
+    # Whoever signs in has no session yet.
+    assert [form for form, own in forms.items() if not own] == [(SIGN_IN, "POST")]
 
 
-def asks_for_origin(dependant: Dependant) -> bool:
-    """Whether a route reads its form with the check of where it comes from."""
-    return dependant.call is read_form or any(asks_for_origin(part) for part in dependant.dependencies)
+def takes_own_form(dependant: Dependant) -> bool:
+    """Whether a route reads its form with the check of the session's token, and so of where it comes from."""
+    return dependant.call is read_own_form or any(takes_own_form(part) for part in dependant.dependencies)
 
 
 def test_other_sites_can_neither_hold_a_page_s_window_nor_use_its_pictures(browser: Browser) -> None:
