@@ -22,6 +22,8 @@ from workers.forecasts import RowsGone, require_its_rows
 from workers.tasks import run_next_forecast
 from workers.training.errors import TrainingFailed
 
+pytestmark = pytest.mark.slow  # every forecast trains a probe or two
+
 FORGETFUL: dict[str, Any] = {
     "strategy": {"name": "sequential"},
     "training": {**World.TRAINING, "epochs": 8},
@@ -277,7 +279,6 @@ def test_what_fails_for_good_is_told(world: World, monkeypatch: pytest.MonkeyPat
     assert (found["status"], found["error"]["code"], found["forecast"]) == ("failed", "non_finite_loss", None)
 
 
-@pytest.mark.slow  # five updates have to be trained
 def test_a_model_with_past_updates_enough_gets_intervals_at_its_first_forecast(
     database_url: str, redis_url: str
 ) -> None:
