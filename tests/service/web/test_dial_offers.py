@@ -1,6 +1,7 @@
 """The page of a version offers to have its dial scored only where asking would be heeded."""
 
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,7 @@ from tests.service.web.visitors import Browser, visible_text
 PAGE = "/ui/models/triage/versions/2"
 
 
-def two_versions(world: World, *, removed: int | None = None, **model: object) -> None:
+def two_versions(world: World, *, removed: int | None = None, **model: Any) -> None:
     """A model with two versions, of which the adapter of one may be gone."""
     world.model(**model)
     with session_scope(tenant="acme", role="worker") as session:

@@ -57,7 +57,7 @@ def rehearsal(browser: Browser) -> str:
     ("statistics", "recorded"), [({}, {}), ({"replay_rows": 900_000}, {}), ({}, {"rows": MOST_ROWS + 1})]
 )
 def test_a_large_buffer_is_not_read_for_a_page(
-    taught: World, browser: Browser, statistics: dict[str, int], recorded: dict[str, int]
+    taught: World, browser: Browser, statistics: dict[str, int], recorded: dict[str, Any]
 ) -> None:
     second(statistics=statistics, capacity=1_000_000, **recorded)
     words = rehearsal(browser)
@@ -78,7 +78,7 @@ def test_a_buffer_with_few_rows_is_read_however_many_it_has_room_for(taught: Wor
 
 @pytest.mark.parametrize("recorded", [{"rows": ROWS}, {}])
 def test_rows_that_were_held_out_of_training_were_not_removed(
-    taught: World, browser: Browser, recorded: dict[str, int]
+    taught: World, browser: Browser, recorded: dict[str, Any]
 ) -> None:
     second("merge", statistics={"replay_rows": ROWS - 2}, **recorded)
     words = rehearsal(browser)
