@@ -338,6 +338,13 @@ def test_a_later_erasure_taints_it_by_the_rows_it_claims(world: World, trained_e
     fresh = imported(world, packed(trained_elsewhere), promotion="manual", rows="fresh")
     erasure = world.ok(world.client.delete("/v1/models/triage/examples", params={"subject": "eve"}))
     assert erasure["versions"] == [learnt["version"]]
+    with tarfile.open(fileobj=io.BytesIO(downloaded(world, learnt["version"]))) as version:
+        facts = version.extractfile("version.json")
+        assert facts is not None
+        named = packed(trained_elsewhere, version__json=facts.read())
+    for tar in (packed(trained_elsewhere), downloaded(world, learnt["version"]), named):
+        assert world.problem(send(world, tar, rows="fresh")) == (409, "tainted_adapter")
+    assert send(world, downloaded(world, fresh["version"]), promotion="manual").status_code == 202
     for update in (learnt, fresh):
         world.client.post(f"/v1/updates/{update['id']}/reject")
 
