@@ -95,8 +95,19 @@ def weights(world: World, model: str) -> dict[str, bytes]:
         return {name: file.read() for name in members if (file := archive.extractfile(name)) is not None}
 
 
+def artifacts() -> set[str]:
+    """Everything in the artifact store, which tests share."""
+    return {sha256 for sha256, _ in get_store().hashes()}
+
+
 @pytest.fixture(scope="module")
-def measured(database_url: str, redis_url: str) -> Iterator[World]:
+def stored_before() -> set[str]:
+    """What tests before these have left in the store."""
+    return artifacts()
+
+
+@pytest.fixture(scope="module")
+def measured(database_url: str, redis_url: str, stored_before: set[str]) -> Iterator[World]:
     """`plain` learns a task once; `noisy` the same with three seeds, and then another task with three."""
     emptied(database_url)
     world = World(make_client("acme"))
@@ -121,13 +132,13 @@ def test_the_version_is_the_one_without_repeats_bit_for_bit(measured: World) -> 
     assert plain_score == noisy_score
 
 
-def test_further_seeds_leave_scores_and_nothing_else(measured: World) -> None:
+def test_further_seeds_leave_scores_and_nothing_else(measured: World, stored_before: set[str]) -> None:
     versions = [
         version for name in ("plain", "noisy") for version in measured.get(f"/models/{name}/versions")["data"]
     ]
     kept = {version["artifact"]["sha256"] for version in versions if version["artifact"]}
     assert len(versions) == 5  # two bases, one version, two versions
-    assert {sha256 for sha256, _ in get_store().hashes()} == kept
+    assert artifacts() - stored_before == kept - stored_before
     said = measured.get("/models/noisy/versions/2")["statistics"]["repeats"]
     assert (said["seeds"], said["diverged"], said["reason"]) == ([SECOND, THIRD], [], None)
     assert "repeats" not in measured.get("/models/plain/versions/1")["statistics"]

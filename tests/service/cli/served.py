@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import NoReturn
 
 import structlog
 import uvicorn
@@ -17,7 +18,7 @@ def serving() -> Iterator[int]:
     from service.metrics import http
 
     # Its lines would stand among those of the commands, which run in this very process.
-    http.log = structlog.wrap_logger(structlog.ReturnLogger())
+    spoken, http.log = http.log, structlog.wrap_logger(structlog.ReturnLogger(), processors=[_say_nothing])
     listener = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(create_app(), log_config=None, timeout_graceful_shutdown=1))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
@@ -32,6 +33,12 @@ def serving() -> Iterator[int]:
         server.should_exit = True
         thread.join(timeout=30)
         listener.close()
+        http.log = spoken
+
+
+def _say_nothing(*_: object) -> NoReturn:
+    """A processor of its own, so that the line goes nowhere however the process's logging is set up."""
+    raise structlog.DropEvent
 
 
 class Relay:
