@@ -14,6 +14,7 @@ from fastapi.testclient import TestClient
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
+from tests.logs import plain_lines
 from tests.scenes import World, make_client
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ def pytest_configure() -> None:
 
     # A run that a shell started in the background ignores Ctrl-C, and so would every process that a test starts and stops.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    plain_lines()
     postgres, valkey = (HELD_PORTS.enter_context(hold_port()).getsockname()[1] for _ in range(2))
     os.environ.update(
         {

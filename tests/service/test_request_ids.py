@@ -11,6 +11,7 @@ from structlog.contextvars import get_contextvars
 from service.errors import ServiceError
 from service.models import UpdateState
 from service.updates.leases import LeaseState
+from tests.logs import plain_lines
 from tests.scenes import World
 from workers import lease, pipeline
 
@@ -50,7 +51,7 @@ def test_an_unexpected_error_names_its_request_once(
 def test_log_lines_of_a_request_name_it_its_tenant_and_its_key(
     client: TestClient, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from structlog import get_logger, reset_defaults
+    from structlog import get_logger
 
     from service.logs import configure_logging
 
@@ -64,7 +65,7 @@ def test_log_lines_of_a_request_name_it_its_tenant_and_its_key(
         monkeypatch.setattr("service.registry.queries.get_model", speak)
         client.get("/v1/models/any", headers={"X-Request-Id": "trace-19"})
     finally:
-        reset_defaults()
+        plain_lines()
         logging.getLogger().handlers = handlers
         logging.getLogger().setLevel(level)
     line = next(json.loads(line) for line in capsys.readouterr().err.splitlines() if "spoken" in line)

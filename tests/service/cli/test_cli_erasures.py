@@ -28,6 +28,7 @@ def verifier() -> Any:
     return names["verify"]
 
 
+@pytest.mark.slow  # two updates and a rebuild
 def test_the_commands_of_the_guide_clean_a_model_and_its_receipt_verifies(
     world: World, palimpsest: Palimpsest
 ) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from fastapi.testclient import TestClient
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
-from structlog import get_logger, reset_defaults
+from structlog import get_logger
 
 from service import tracing
 from service.config import Settings, get_settings
@@ -20,6 +20,7 @@ from service.embedded.ports import hold_port
 from service.errors import ServiceError
 from service.logs import configure_logging
 from service.updates.leases import sweep_expired
+from tests.logs import plain_lines
 from tests.scenes import World, make_client
 from tests.service.tracing.collector import Collector, running_collector, values
 
@@ -197,7 +198,7 @@ def test_log_lines_of_a_request_name_its_trace(
         monkeypatch.setattr("service.registry.queries.get_model", speak)
         world.client.get("/v1/models/any")
     finally:
-        reset_defaults()
+        plain_lines()
         logging.getLogger().handlers = handlers
         logging.getLogger().setLevel(level)
     span = request_span(collector, "/v1/models/{model}", "GET")
