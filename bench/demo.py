@@ -261,9 +261,8 @@ def check_promises(reports: dict[str, Json]) -> None:
     summaries = {name: report["summary"] for name, report in reports.items()}
     forgotten = summaries["sequential"]["forgetting"]
     gap = summaries["joint"]["average_accuracy"] - summaries["replay"]["average_accuracy"]
-    console.print(
-        f"'sequential' forgot {forgotten:.0%} of what it once knew; 'replay' ends {100 * gap:+.1f} points below 'joint'."
-    )
+    where = f"{100 * abs(gap):.1f} points {'below' if gap >= 0 else 'above'}"
+    console.print(f"'sequential' forgot {forgotten:.0%} of what it once knew; 'replay' ends {where} 'joint'.")
     if forgotten < VISIBLE_FORGETTING:
         raise DemoFailed(f"'sequential' was expected to forget visibly, but forgot only {forgotten:.1%}")
     if gap > WITHIN_OF_JOINT:
