@@ -16,12 +16,11 @@ from workers.training.base_models import check_base
 from workers.training.classifier import ClassificationHead
 from workers.training.contract import TrainRequest, TrainResult
 from workers.training.dequantising import plain_base
-from workers.training.devices import device_name, peak_memory_bytes
+from workers.training.devices import device_name
 from workers.training.errors import TrainingFailed
-from workers.training.versions import Version, facts_of, packages, read_version, write_version
+from workers.training.untrained import CPU, untrained
+from workers.training.versions import Version, facts_of, read_version, write_version
 from workers.training.watching import OnProgress, ShouldStop, Watch
-
-CPU = torch.device("cpu")
 
 
 def blend(request: TrainRequest, *, on_progress: OnProgress, should_stop: ShouldStop) -> TrainResult:
@@ -62,7 +61,7 @@ def blend(request: TrainRequest, *, on_progress: OnProgress, should_stop: Should
         },
     )
     write_version(Path(request.output), Version(adapter, head, child.labels, facts))
-    return result_of(child, time.monotonic() - began)
+    return untrained(child.labels, seconds=time.monotonic() - began)
 
 
 def read_sides(request: TrainRequest, sha256: str) -> tuple[Version | None, Version]:
@@ -109,20 +108,3 @@ def blended_head(
     head = deepcopy(child)
     interpolate_head(head, parent, beta)
     return head
-
-
-def result_of(child: Version, seconds: float) -> TrainResult:
-    """What a blend cost: no steps and no rows."""
-    return TrainResult(
-        steps=0,
-        epochs=0.0,
-        fresh_rows=0,
-        replay_rows=0,
-        final_loss=None,
-        train_seconds=seconds,
-        peak_memory_bytes=peak_memory_bytes(CPU),
-        labels=child.labels,
-        losses=(),
-        packages=packages(),
-        device=device_name(CPU),
-    )

@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from workers.training.adapters import Adapter, attach, detach, read_adapter
@@ -16,22 +15,21 @@ from workers.training.base_models import check_base, check_length, load_decoder,
 from workers.training.classifier import ClassificationHead
 from workers.training.contract import AdapterSettings, TrainRequest, TrainResult
 from workers.training.dequantising import plain_base
-from workers.training.devices import device_name, peak_memory_bytes
+from workers.training.devices import device_name
 from workers.training.errors import TrainingFailed, quoted
 from workers.training.folders import read_json
 from workers.training.language_model import LanguageModel
+from workers.training.untrained import CPU, untrained
 from workers.training.versions import (
     CLASSIFIER_FACTS,
     Version,
     facts_of,
-    packages,
     read_head,
     write_version,
 )
 from workers.training.watching import OnProgress, ShouldStop, Watch
 
 IMPORT = "import"
-CPU = torch.device("cpu")
 ORIGIN = ("base_model", "strategy", "parameters", "seed", "lineage", "packages", "device")
 """What is kept of an uploaded `version.json`, as its own word."""
 MOST_ORIGIN_BYTES, DEEPEST_ORIGIN = 64 * 1024, 32
@@ -71,7 +69,7 @@ def import_adapter(request: TrainRequest, *, on_progress: OnProgress, should_sto
         },
     )
     write_version(Path(request.output), Version(adapter, head, request.labels, ours))
-    return result_of(request, time.monotonic() - began)
+    return untrained(request.labels, seconds=time.monotonic() - began)
 
 
 def uploaded_facts(folder: Path, sha256: str) -> Mapping[str, Any]:
@@ -193,20 +191,3 @@ def with_dropout(adapter: Adapter, settings: AdapterSettings) -> Adapter:
     """Return the adapter with the model's dropout, which later updates train with; the upload's was its own run's."""
     option = "module_dropout" if settings.type == "oft" else "lora_dropout"
     return replace(adapter, config={**adapter.config, option: settings.dropout})
-
-
-def result_of(request: TrainRequest, seconds: float) -> TrainResult:
-    """What an import cost: no steps and no rows."""
-    return TrainResult(
-        steps=0,
-        epochs=0.0,
-        fresh_rows=0,
-        replay_rows=0,
-        final_loss=None,
-        train_seconds=seconds,
-        peak_memory_bytes=peak_memory_bytes(CPU),
-        labels=request.labels,
-        losses=(),
-        packages=packages(),
-        device=device_name(CPU),
-    )

@@ -1,9 +1,6 @@
 """Dials and blends from the command line; and docs/dial.md, whose commands do what it says."""
 
 import shlex
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +8,8 @@ import pytest
 
 from tests.scenes import World
 from tests.service.cli.conftest import Palimpsest
+from tests.service.cli.working import working
+from workers.tasks import run_next_dial, run_next_update
 
 pytestmark = pytest.mark.slow  # two updates have to be trained
 
@@ -32,33 +31,12 @@ def learnt(world: World) -> World:
     return world
 
 
-@contextmanager
-def a_worker() -> Iterator[None]:
-    """Works off updates and dials while the context lasts."""
-    from workers.tasks import run_next_dial, run_next_update
-
-    over = threading.Event()
-
-    def work() -> None:
-        while not over.is_set():
-            if not (run_next_update() or run_next_dial()):
-                over.wait(0.05)
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
-
-
 def test_a_dial_is_scored_shown_and_then_only_read_and_a_point_of_it_is_taken(
     learnt: World, palimpsest: Palimpsest
 ) -> None:
     asked = palimpsest("version", "dial", "triage", "2", "--beta", "0.5", "--no-wait", "--json")
     assert (asked.code, asked.json["status"], asked.json["betas"]) == (0, "queued", [0, 0.5, 1])
-    with a_worker():
+    with working(run_next_update, run_next_dial):
         shown = palimpsest("version", "dial", "triage")
         assert shown.code == 0, shown
         read = palimpsest("version", "dial", "triage", "2", "--json")
@@ -85,7 +63,7 @@ def test_the_commands_of_the_guide_work_as_printed(learnt: World, palimpsest: Pa
         ["palimpsest", "version", "dial"],
         ["palimpsest", "version", "blend"],
     ]
-    with a_worker():
+    with working(run_next_update, run_next_dial):
         for _, *arguments in commands:
             result = palimpsest(*arguments)
             assert result.code == 0, (arguments, result)

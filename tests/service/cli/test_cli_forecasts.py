@@ -1,15 +1,14 @@
 """Forecasts from the command line; and docs/forecast.md, whose command does what it says."""
 
 import shlex
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from tests.scenes import World
 from tests.service.cli.conftest import Palimpsest
+from tests.service.cli.working import working
+from workers.tasks import run_next_forecast
 
 pytestmark = pytest.mark.slow  # an update has to be trained
 
@@ -26,32 +25,11 @@ def learnt(world: World) -> World:
     return world
 
 
-@contextmanager
-def a_worker() -> Iterator[None]:
-    """Makes forecasts while the context lasts."""
-    from workers.tasks import run_next_forecast
-
-    over = threading.Event()
-
-    def work() -> None:
-        while not over.is_set():
-            if not run_next_forecast():
-                over.wait(0.05)
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
-
-
 def test_a_forecast_is_asked_for_waited_for_shown_and_listed(learnt: World, palimpsest: Palimpsest) -> None:
     asked = palimpsest("update", "forecast", "triage", "two", "--level", "0.9", "--json")
     assert (asked.code, asked.json["status"], asked.json["level"]) == (0, "queued", 0.9)
     (command,) = PAGE.read_text(encoding="utf-8").split("```sh\n")[1].split("```")[0].strip().splitlines()
-    with a_worker():
+    with working(run_next_forecast):
         shown = palimpsest(*shlex.split(command)[1:])
     assert shown.code == 0, shown
     newest, first = learnt.get("/models/triage/forecasts")["data"]
