@@ -170,7 +170,7 @@ def test_the_next_releases_schema_comes_under_the_running_service_and_stops_nobo
             start = reader.count
             until(lambda: reader.count > start + 10, what="requests served between the tries")
             assert all(one.poll() is None for one in migrating)
-        assert [one.wait(60) for one in migrating] == [0, 0], said(tmp_path)
+        assert [one.wait(240) for one in migrating] == [0, 0], said(tmp_path)
         start = reader.count
         until(lambda: reader.count > start + 40, what="requests on the new schema")
     assert not reader.wrong
