@@ -1,7 +1,8 @@
 """Alembic's environment: runs migrations on the database that `palimpsest migrate` names, while the service runs.
 
 A change of a table waits for every transaction that uses it, and everybody who comes later waits behind the change. So it
-waits for a moment only, lets the others pass, and tries again.
+waits for a moment only, lets the others pass, and tries again. The moment is shorter than Postgres's `deadlock_timeout` of
+one second: where a request holds one of the tables and waits for another, the migration gives way, not the request.
 """
 
 import sys
@@ -17,7 +18,7 @@ from service.db import driver_url
 from service.models import Base
 
 LOCK = 7_210_310_001  # any constant: two migrating processes must not interleave
-LOCK_TIMEOUT = "2s"  # how long a migration may stop the service
+LOCK_TIMEOUT = "500ms"  # how long a migration may stop the service
 PAUSE_SECONDS = 3.0
 PATIENCE_SECONDS = (
     1200.0  # longer than any transaction: loading a body and recording a version may take ten minutes
