@@ -28,14 +28,25 @@ class EvalSet(OwnedByTenant, Base):
     created_at: Mapped[datetime] = created_at()
 
 
-class Score(OwnedByTenant, Base):
-    """The result of one version on one eval set: per-example outcomes (packed) and their aggregate.
+class Answered:
+    """What an adapter answered on one eval set: per-example outcomes (packed) and their aggregate.
 
-    `correct` is a bit per example, `predicted` an integer per example into the version's labels, `confidence`
+    `correct` is a bit per example, `predicted` an integer per example into the adapter's labels, `confidence`
     a half-precision float per example, `graded` (of language models) a float per example; all in the eval set's
-    order. `score` is the mean of `graded` where there is one, else the accuracy. `measures` holds further
-    aggregates by name, such as perplexity.
+    order. `score` is the mean of `graded` where there is one, else the accuracy.
     """
+
+    task_id: Mapped[str]
+    size: Mapped[int]
+    score: Mapped[float]
+    correct: Mapped[bytes]
+    predicted: Mapped[bytes]
+    confidence: Mapped[bytes]
+    graded: Mapped[bytes | None]
+
+
+class Score(Answered, OwnedByTenant, Base):
+    """The result of one version on one eval set. `measures` holds further aggregates by name, such as perplexity."""
 
     __tablename__ = "scores"
     __table_args__ = (
@@ -52,19 +63,12 @@ class Score(OwnedByTenant, Base):
     model_id: Mapped[str] = mapped_column(primary_key=True)
     version: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     eval_set_id: Mapped[str] = mapped_column(primary_key=True)
-    task_id: Mapped[str]
-    size: Mapped[int]
-    score: Mapped[float]
-    correct: Mapped[bytes]
-    predicted: Mapped[bytes]
-    confidence: Mapped[bytes]
-    graded: Mapped[bytes | None]
     measures: Mapped[dict[str, Any]] = mapped_column(server_default="{}")
     created_at: Mapped[datetime] = created_at()
 
 
-class RepeatScore(OwnedByTenant, Base):
-    """What a further seed of an update answered on one eval set, as in `Score`; its adapter is thrown away.
+class RepeatScore(Answered, OwnedByTenant, Base):
+    """The result of a further seed of an update on one eval set; its adapter is thrown away.
 
     `basis` is a hash of what it was trained on and from: an attempt that trains on something else measures anew.
     """
@@ -83,12 +87,5 @@ class RepeatScore(OwnedByTenant, Base):
     update_id: Mapped[str] = mapped_column(primary_key=True)
     seed: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     eval_set_id: Mapped[str] = mapped_column(primary_key=True)
-    task_id: Mapped[str]
     basis: Mapped[str]
-    size: Mapped[int]
-    score: Mapped[float]
-    correct: Mapped[bytes]
-    predicted: Mapped[bytes]
-    confidence: Mapped[bytes]
-    graded: Mapped[bytes | None]
     created_at: Mapped[datetime] = created_at()
