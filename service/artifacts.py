@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from functools import lru_cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any, BinaryIO
 from uuid import uuid4
@@ -29,6 +30,12 @@ log = get_logger(__name__)
 SHA256 = re.compile(r"[0-9a-f]{64}")
 CHUNK = 1024 * 1024
 ALLOWED_SUFFIXES = {".json", ".safetensors", ".md"}
+# Listings are never kept: what another process has stored or removed since would be missed, and swept. A bucket that is
+# away is tried for some seconds; what is to wait longer, such as an update, tries again by itself.
+BUCKET_OPTIONS = {
+    "use_listings_cache": False,
+    "config_kwargs": {"retries": {"mode": "standard", "total_max_attempts": 3}},
+}
 
 
 class ArtifactDamaged(ServiceError):
@@ -47,16 +54,22 @@ class ArtifactStore:
     """Content-addressed files under one fsspec URL."""
 
     def __init__(self, url: str) -> None:
-        self._fs, self._root = fsspec.core.url_to_fs(url)
+        bucket = url.startswith("s3://")
+        self._fs, self._root = fsspec.core.url_to_fs(url, **(BUCKET_OPTIONS if bucket else {}))
+        self._bucket = self._root.split("/", 1)[0] if bucket else None
         self._local = "file" in (
             self._fs.protocol if isinstance(self._fs.protocol, tuple) else (self._fs.protocol,)
         )
+        self._failures = _failures_of_buckets() if bucket else ()
 
     def check(self) -> None:
-        """Raises OSError when the store cannot be written."""
-        self._fs.makedirs(self._root, exist_ok=True)
-        if self._local and not os.access(self._root, os.W_OK):
-            raise PermissionError(f"{self._root} is not writable")
+        """Raises OSError when the store is not there, or is a folder that cannot be written."""
+        with self._reached():
+            self._make_folder(self._root)
+            if self._bucket:
+                self._fs.info(self._bucket)
+            if self._local and not os.access(self._root, os.W_OK):
+                raise PermissionError(f"{self._root} is not writable")
 
     def put_folder(self, folder: Path) -> tuple[str, int]:
         """Stores a version folder and returns its sha256 and size in bytes. The same content is stored once.
@@ -97,7 +110,8 @@ class ArtifactStore:
 
     def holds(self, sha256: str) -> bool:
         """Says whether an artifact of that hash is stored."""
-        return bool(self._fs.exists(self._path(sha256)))
+        with self._reached():
+            return bool(self._fs.exists(self._path(sha256)))
 
     def open_verified(self, sha256: str) -> BinaryIO:
         """Returns a temporary file holding the artifact.
@@ -126,7 +140,7 @@ class ArtifactStore:
     def _fetch(self, sha256: str, target: BinaryIO) -> str:
         """Copies an artifact and returns the hash of what was found."""
         digest = hashlib.sha256()
-        with self._fs.open(self._path(sha256), "rb") as source:
+        with self._reached(), self._fs.open(self._path(sha256), "rb") as source:
             while chunk := source.read(CHUNK):
                 digest.update(chunk)
                 target.write(chunk)
@@ -162,8 +176,10 @@ class ArtifactStore:
 
     def hashes(self) -> Iterator[tuple[str, float]]:
         """Yields (sha256, age in seconds) of everything stored."""
-        now = self._now()
-        for entry in self._fs.find(self._root, detail=True).values():
+        with self._reached():
+            now = self._now()
+            found = self._fs.find(self._root, detail=True)
+        for entry in found.values():
             name = Path(entry["name"]).name.removesuffix(".tar")
             if SHA256.fullmatch(name):
                 yield name, now - _written_at(entry)
@@ -171,20 +187,21 @@ class ArtifactStore:
     def _now(self) -> float:
         """The store's own clock: this machine's may be off by days, and would make what is new look like an orphan."""
         probe = f"{self._root}/.clock"
-        self._fs.makedirs(self._root, exist_ok=True)
+        self._make_folder(self._root)
         self._fs.pipe_file(probe, b"")
         return _written_at(self._fs.info(probe))
 
     def age_seconds(self, sha256: str) -> float:
         """Returns how long ago an artifact was stored or used again, by the store's own clock; 0 where it has gone."""
         try:
-            return self._now() - _written_at(self._fs.info(self._path(sha256)))
+            with self._reached():
+                return self._now() - _written_at(self._fs.info(self._path(sha256)))
         except FileNotFoundError:
             return 0.0
 
     def delete(self, sha256: str) -> None:
         """Removes an artifact that nothing refers to; another sweeper may have been faster."""
-        with suppress(FileNotFoundError):
+        with suppress(FileNotFoundError), self._reached():
             self._fs.rm_file(self._path(sha256))
 
     def delete_partials(self, *, older_than_seconds: float) -> int:
@@ -206,11 +223,10 @@ class ArtifactStore:
 
     def _write(self, sha256: str, source: BinaryIO) -> None:
         final = self._path(sha256)
-        self._fs.makedirs(final.rsplit("/", 1)[0], exist_ok=True)
         if not self._local:
-            with self._fs.open(final, "wb") as target:  # object stores publish a whole object or nothing
-                _copy(source, target)
+            self._publish(final, source)
             return
+        self._make_folder(final.rsplit("/", 1)[0])
         # A name of its own: process ids repeat over containers that share a volume.
         temporary = Path(f"{final}.{uuid4().hex}.partial")
         try:
@@ -226,6 +242,33 @@ class ArtifactStore:
         folder = os.open(temporary.parent, os.O_RDONLY)
         os.fsync(folder)
         os.close(folder)
+
+    def _publish(self, path: str, source: BinaryIO) -> None:
+        """Writes a whole object or nothing: what was sent before a failure is given up, where closing would publish it."""
+        with self._reached():
+            self._make_folder(path.rsplit("/", 1)[0])
+            target = self._fs.open(path, "wb")
+            try:
+                _copy(source, target)
+                target.close()
+            except BaseException:
+                target.closed = True  # it closes itself when it is collected
+                target.discard()
+                raise
+
+    def _make_folder(self, path: str) -> None:
+        if (
+            not self._bucket
+        ):  # a bucket has no folders; to make "them" would make the bucket, whose name may be a mistake
+            self._fs.makedirs(path, exist_ok=True)
+
+    @contextmanager
+    def _reached(self) -> Iterator[None]:
+        """Passes on what goes wrong with a bucket as the OSError that a folder would raise."""
+        try:
+            yield
+        except self._failures as error:
+            raise ConnectionError(str(error)) from error
 
 
 @lru_cache
@@ -245,6 +288,12 @@ def write_tar(folder: Path, target: BinaryIO) -> None:
             entry.mode = 0o644
             with path.open("rb") as source:
                 tar.addfile(entry, source)
+
+
+def _failures_of_buckets() -> tuple[type[Exception], ...]:
+    """What s3fs raises beside OSError: no connection, no credentials, answers that it does not know."""
+    errors = import_module("botocore.exceptions")
+    return errors.BotoCoreError, errors.ClientError
 
 
 def _sha256(source: BinaryIO) -> str:
