@@ -12,6 +12,7 @@ from service.forecasts import commands
 from service.forecasts.leases import FORECASTS
 from service.forecasts.queries import get_forecast
 from service.leased_rows import RowClaim
+from service.migrate import downgrade, upgrade
 from tests.scenes import World, make_client
 
 FORECASTS_OF = "/v1/models/triage/updates:forecast"
@@ -125,3 +126,13 @@ def test_a_cancelled_forecast_makes_room_in_a_full_queue(
     assert world.problem(full) == (429, "too_many_queued_forecasts")
     cancel(world, asked)
     assert ask(world)["status"] == "queued"
+
+
+def test_the_release_before_takes_it_for_failed(
+    world: World, asked: dict[str, Any], database_url: str
+) -> None:
+    cancel(world, asked)
+    downgrade(database_url, revision="0017")
+    upgrade(database_url)
+    found = world.get(f"/forecasts/{asked['id']}")
+    assert (found["status"], found["error"]["code"]) == ("failed", "cancelled")
