@@ -1,7 +1,8 @@
 """A model with a long lineage, as hundreds of updates would have left it, written without training any of them.
 
-Tasks and examples go in through the API. Versions, what each learnt, eval sets, outcomes, the verdict and the champion's
-history are written through the product's own tables and commands, in the packed form that workers store.
+Tasks and examples go in through the API, and the newest version's dial is asked for there. Versions, what each learnt and
+rehearsed, eval sets, outcomes, the verdict, the dial's points and the champion's history are written through the product's own
+tables and commands, in the packed form that workers store.
 """
 
 from collections.abc import Sequence
@@ -12,15 +13,18 @@ from sqlalchemy import insert, select
 from sqlalchemy.orm import Session
 
 from bench.client import Client
+from bench.written_dial import write_dial
 from service.db import session_scope
 from service.evaluations.commands import ensure_eval_set
 from service.evaluations.gate import Comparison, GatePolicy, decide, to_json
 from service.evaluations.outcomes import Flags, Ids, Outcomes, flips, mean_score, pack, pair
 from service.evaluations.queries import load_outcomes
+from service.examples.queries import fresh_rows
 from service.models import Example, Model, Score, Task, Update, UpdateState, Version, VersionTask, new_id
 from service.registry.commands import promote
 from service.registry.queries import get_model
-from service.updates.schemas import TrainingRequest
+from service.replay.commands import admit_examples
+from service.updates.schemas import ReplayRequest, TrainingRequest
 
 LABELS = [f"label-{number}" for number in range(8)]
 LEARNT, CHANGED = (
@@ -32,7 +36,10 @@ FIRST_SHARE = 0.7  # of the eval rows that a growing task has in the first half 
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """How much to write. Of every `grows_every` tasks one gets more eval rows halfway, so that its eval set changes."""
+    """How much to write: two versions at least, for a dial lies between two.
+
+    Of every `grows_every` tasks one gets more eval rows halfway, so that its eval set changes.
+    """
 
     versions: int
     tasks: int
@@ -60,8 +67,8 @@ def write_lineage(
 ) -> None:
     """Write a model whose champion is version `size.versions`, the end of one line of promoted updates.
 
-    Version k learns task (k − 1) mod `size.tasks`: every task in turn, then again with more rows. Each version is scored
-    on every task learnt by then, and its parent too on an eval set that is new to it.
+    Version k learns task (k − 1) mod `size.tasks`: every task in turn, then again, and rehearses its parent's buffer. Each
+    version is scored on every task learnt by then, and its parent too on an eval set that is new to it. The newest has a dial.
     """
     fill(client, model=model, size=size)
     random = np.random.default_rng(seed)
@@ -69,7 +76,9 @@ def write_lineage(
         row = get_model(session, model=model)
         exams = read_exams(session, model=row, size=size)
         updates = [
-            add_update(session, model=row, taught=exams[(number - 1) % size.tasks].task, number=number)
+            add_update(
+                session, model=row, taught=exams[(number - 1) % size.tasks].task, number=number, size=size
+            )
             for number in range(1, size.versions + 1)
         ]
         session.flush()
@@ -78,6 +87,7 @@ def write_lineage(
         for update in updates:
             write_version(session, model=row, exams=exams, update=update, size=size, random=random)
         judge(session, model=row, exams=exams, number=size.versions)
+    write_dial(client, database_url=database_url, tenant=tenant, model=model, version=size.versions)
 
 
 def fill(client: Client, *, model: str, size: Size) -> None:
@@ -122,7 +132,7 @@ def write_version(
     """Write the version that an update made, with its scores, and promote it."""
     number = update.version or 0
     taught = exams[(number - 1) % size.tasks]
-    add_version(session, model=model, update=update, taught=taught, number=number, rows=size.train_rows)
+    add_version(session, model=model, update=update, taught=taught, number=number, size=size)
     rows = []
     for exam in exams[: min(number, size.tasks)]:
         before = exam.correct
@@ -172,11 +182,12 @@ def score_row(
     }  # fmt: skip
 
 
-def add_update(session: Session, *, model: Model, taught: Task, number: int) -> Update:
+def add_update(session: Session, *, model: Model, taught: Task, number: int, size: Size) -> Update:
     """Add the finished update that made version `number`."""
     update = Update(
         tenant_id=model.tenant_id, id=new_id("upd"), model_id=model.id, task_ids=[taught.id], strategy="replay",
-        parameters={}, training=TrainingRequest().model_dump(), parent="champion", relearn=False, promotion="gate",
+        parameters={}, training=TrainingRequest().model_dump(), replay=ReplayRequest().model_dump(),
+        parent="champion", relearn=number > size.tasks, promotion="gate",
         user_metadata={}, cut=model.last_batch, warnings=[], requested_by="key:bench", state=UpdateState.PROMOTED,
         max_attempts=3, parent_version=number - 1, version=number, compared_with=number - 1, decided_by="gate",
     )  # fmt: skip
@@ -185,18 +196,27 @@ def add_update(session: Session, *, model: Model, taught: Task, number: int) -> 
 
 
 def add_version(
-    session: Session, *, model: Model, update: Update, taught: Exam, number: int, rows: int
+    session: Session, *, model: Model, update: Update, taught: Exam, number: int, size: Size
 ) -> None:
-    """Add version `number`, the child of the one before it, and what it learnt."""
+    """Add version `number`, the child of the one before it, what it learnt and rehearsed, and what it gives to rehearse."""
+    capacity = int(model.replay["capacity"])
+    rehearsed = min(capacity, size.train_rows * min(number - 1, size.tasks))
     session.add(
         Version(
             tenant_id=model.tenant_id, model_id=model.id, number=number, parent=number - 1,
             lineage=list(range(number + 1)), update_id=update.id, strategy=update.strategy, parameters={},
-            training=update.training, cut=update.cut, labels=LABELS, statistics={"steps": rows, "train_seconds": 1.0},
-            provenance={"base_model": model.base_model},
+            training=update.training, cut=update.cut, labels=LABELS,
+            statistics={
+                "steps": size.train_rows, "train_seconds": 1.0, "fresh_rows": size.train_rows, "replay_rows": rehearsed,
+            },
+            provenance={
+                "base_model": model.base_model, "replay": {**update.replay, "capacity": capacity, "rows": rehearsed},
+            },
         )
     )  # fmt: skip
     session.flush()
+    learnt = fresh_rows(session, task_id=taught.task.id, after_batch=0, up_to_batch=update.cut)
+    rows = admit_examples(session, model=model, version=number, task=taught.task.name, examples=learnt)
     session.add(
         VersionTask(
             tenant_id=model.tenant_id, model_id=model.id, version=number, task_id=taught.task.id,

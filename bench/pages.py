@@ -3,7 +3,7 @@
 `python -m bench.pages [--json PATH]`. Starts the embedded stack without a worker, writes the lineage, signs in, and asks for
 every page again and again, one request after the other. `first_ms` is the first answer of all, when no report is kept yet;
 `p50_ms` and `p99_ms` are from sending the request to having the whole answer, on this machine, `api_cpu_ms` what the API's
-processor spent on each.
+processor spent on each. The newest version rehearsed and has a dial: that its page draws both is checked at the end.
 """
 
 import argparse
@@ -22,6 +22,7 @@ from rich.table import Table
 from bench.api import ENVIRONMENT, servers_cpu_seconds
 from bench.client import Client
 from bench.long_lineage import Size, write_lineage
+from service.dials.schemas import DEFAULT_BETAS
 from service.embedded import Stack
 from service.embedded.stack import FIRST_TENANT
 
@@ -66,10 +67,12 @@ def measure(size: Size, *, repeats: int) -> dict[str, Figures]:
             base_url=stack.url, headers={"Origin": stack.url, "Accept": "text/html"}, timeout=60
         ) as browser:
             sign_in(browser, api_key=stack.api_key)
-            return {
-                name: time_page(browser, stack, path, repeats=repeats)
-                for name, path in pages_of(size, update=f"/ui/updates/{update}").items()
-            }
+            pages = pages_of(size, update=f"/ui/updates/{update}")
+            timed = {name: time_page(browser, stack, path, repeats=repeats) for name, path in pages.items()}
+            require_drawn(
+                browser.get(pages["version"]).text, size=size
+            )  # last: it must not be read before it is timed
+            return timed
 
 
 def pages_of(size: Size, *, update: str) -> dict[str, str]:
@@ -79,7 +82,30 @@ def pages_of(size: Size, *, update: str) -> dict[str, str]:
     return {
         "model": model, "models": "/ui/models", "version": newest, "rollback": f"{model}/rollback", "update": update,
         "matrix_svg": f"{model}/matrix.svg", "changes_svg": f"{newest}/changes.svg", "matrix_csv": f"{model}/matrix.csv",
+        "dial_svg": f"{newest}/dial.svg", "rehearsed_csv": f"{newest}/rehearsed.csv",
     }  # fmt: skip
+
+
+def require_drawn(html: str, *, size: Size) -> None:
+    """Raise `RuntimeError` unless a version's page draws its dial, every point of it, and shows every task that was rehearsed."""
+    dial, rehearsal = section(html, "dial"), section(html, "rehearsed")
+    rehearsed = min(size.tasks, size.versions - 1)
+    missing = {
+        "the dial's curves": 'aria-label="Scores over β"' not in dial or "<svg" not in dial,
+        "the dial's points": dial.count("<tr") != 1 + len(DEFAULT_BETAS),
+        "the tasks rehearsed": any(f" task-{task} " not in rehearsal for task in range(rehearsed)),
+        "rows that were rehearsed": "removed since" in rehearsal,
+    }
+    if any(missing.values()):
+        raise RuntimeError(
+            f"the page of the newest version lacks {[what for what in missing if missing[what]]}"
+        )
+
+
+def section(html: str, name: str) -> str:
+    """What stands in the page's section of that name; nothing where there is none."""
+    _, _, rest = html.partition(f'<section aria-labelledby="{name}">')
+    return rest.partition("</section>")[0]
 
 
 def sign_in(browser: httpx.Client, *, api_key: str) -> None:

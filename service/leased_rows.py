@@ -1,7 +1,7 @@
 """What workers do to leased rows, dials and forecasts: claim, hold, give back, fail.
 
 As with updates, every write names the claim's fence, so that a worker that lost its lease can change nothing, and all
-times are the database's.
+times are the database's. A row that leaves `scoring` by another's hand, cancelled or asked for anew, is a lost claim.
 """
 
 from collections.abc import Iterable, Mapping

@@ -43,7 +43,10 @@ def _attempt(rows: LeasedRows[Any], claim: RowClaim, work: Work, lease: Lease, f
         leave_workspace(folder, keep=False)  # what attempts before this one left
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         work(claim, lease, folder)
-    except (LeaseLost, Cancelled):  # nobody cancels such a row: this too says that the lease is lost
+    except (
+        LeaseLost,
+        Cancelled,
+    ):  # whoever cancels such a row takes the claim: the child is told of the lost lease
         log.warning("lease_lost")
     except Stopped:
         with session_scope(tenant=claim.tenant, role="worker") as session:

@@ -13,8 +13,9 @@ from service.cli.problems import ExitCode
 from service.cli.updates import Patience, parent_of
 from service.cli.watching import FIRST_PAUSE_SECONDS, GROWTH, LONGEST_PAUSE_SECONDS, PATIENCE_SECONDS
 
-app = updates.app  # theirs, with three more commands
+app = updates.app  # theirs, with four more commands
 UNFINISHED = ("queued", "scoring")
+ForecastId = Annotated[str, typer.Argument(metavar="FORECAST", help="Id of the forecast, `fct_…`.")]
 
 
 @over_http(app, "forecast")
@@ -58,10 +59,17 @@ def forecast_update(
 @over_http(app, "show-forecast")
 def show_forecast(
     call: Call,
-    forecast: Annotated[str, typer.Argument(metavar="FORECAST", help="Id of the forecast, `fct_…`.")],
+    forecast: ForecastId,
 ) -> None:
     """Show a forecast, or how far it is."""
     _show(call, call.api.get(_of(forecast)))
+
+
+@over_http(app, "cancel-forecast")
+def cancel_forecast(call: Call, forecast: ForecastId) -> None:
+    """Cancel an unfinished forecast, at once. Its worker stops within seconds."""
+    answer = call.api.act(_of(forecast, "cancel"))
+    call.show(answer, lambda _: call.say(f"{forecast} is cancelled."))
 
 
 @over_http(app, "forecasts")
@@ -100,14 +108,18 @@ def _made(call: Call, forecast: Json, *, patience_seconds: float) -> Json:
             pause = min(pause * GROWTH, LONGEST_PAUSE_SECONDS)
             forecast = call.api.get(_of(forecast["id"]))
     except KeyboardInterrupt:
-        remark(f"The forecast goes on; `palimpsest update show-forecast {forecast['id']}` shows it.")
+        name = forecast["id"]
+        remark(
+            f"The forecast {name} goes on. See it: palimpsest update show-forecast {name}\n"
+            f"Cancel it: palimpsest update cancel-forecast {name}"
+        )
         raise typer.Exit(ExitCode.INTERRUPTED) from None
     return forecast
 
 
 def _show(call: Call, forecast: Json) -> None:
     call.show(forecast, _view)
-    if forecast["status"] == "failed":
+    if forecast["status"] in ("failed", "cancelled"):
         raise typer.Exit(ExitCode.FAILED)
 
 
@@ -141,7 +153,7 @@ def _task(task: Json) -> tuple[object, ...]:
     )  # fmt: skip
 
 
-def _of(forecast: str) -> str:
+def _of(forecast: str, *more: str) -> str:
     from service.cli.client import path
 
-    return path("forecasts", forecast)
+    return path("forecasts", forecast, *more)

@@ -7,10 +7,10 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from service.config import get_settings
-from service.errors import TooManyRequests, Unprocessable
+from service.errors import Conflict, TooManyRequests, Unprocessable
 from service.forecasts.leases import FORECASTS
 from service.forecasts.probes import Probe
-from service.forecasts.queries import answer, find_past
+from service.forecasts.queries import answer, find_past, get_forecast
 from service.forecasts.schemas import ForecastCreate
 from service.leased_rows import RowClaim
 from service.models import Forecast, ForecastProbe, LeasedState, Model, new_id
@@ -63,9 +63,27 @@ def _check_queue(session: Session, *, tenant: str) -> None:
     queued = session.scalar(select(func.count()).select_from(Forecast).where(*mine)) or 0
     if queued >= limit:
         raise TooManyRequests(
-            f"{queued} forecasts are queued already, the limit is {limit}; wait for some to finish.",
+            f"{queued} forecasts are queued already, the limit is {limit}; wait for some to finish or cancel them.",
             code="too_many_queued_forecasts", headers={"Retry-After": "30"},
         )  # fmt: skip
+
+
+def cancel_forecast(session: Session, *, forecast_id: str) -> Forecast:
+    """Cancels a forecast at once, also from under a worker, which hears of it when it next renews its lease and stops.
+
+    That one's claim is lost with the state, so that it can write nothing more. Cancelling again changes nothing. Raises
+    `NotFound`, and `Conflict` for a forecast that is done or has failed.
+    """
+    forecast = get_forecast(session, forecast_id=forecast_id, lock=True)
+    if forecast.state in (LeasedState.DONE, LeasedState.FAILED):
+        raise Conflict(
+            f"The forecast is {forecast.state} and can no longer be cancelled.", code="forecast_finished"
+        )
+    if forecast.state != LeasedState.CANCELLED:
+        forecast.state, forecast.finished_at = LeasedState.CANCELLED, session.scalar(select(func.now()))
+        forecast.worker, forecast.lease_expires_at, forecast.next_attempt_at = None, None, None
+        session.flush()
+    return forecast
 
 
 def keep_probe(session: Session, *, forecast: Forecast, update_id: str, probe: Probe) -> None:

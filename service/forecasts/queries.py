@@ -32,9 +32,12 @@ MOST_PAST_UPDATES = 12
 """Each costs a probe, once; intervals at the highest level take nine."""
 
 
-def get_forecast(session: Session, *, forecast_id: str) -> Forecast:
-    """Returns the tenant's forecast of that id. Raises `NotFound`."""
-    row = session.scalar(select(Forecast).where(Forecast.id == forecast_id))
+def get_forecast(session: Session, *, forecast_id: str, lock: bool = False) -> Forecast:
+    """Returns the tenant's forecast of that id, its row locked to the transaction's end if wanted. Raises `NotFound`."""
+    statement = select(Forecast).where(Forecast.id == forecast_id)
+    if lock:
+        statement = statement.with_for_update().execution_options(populate_existing=True)
+    row = session.scalar(statement)
     if row is None:
         raise NotFound(f"No forecast '{forecast_id}'.", code="forecast_not_found", param="forecast")
     return row

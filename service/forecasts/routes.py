@@ -57,3 +57,10 @@ def list_forecasts(
 def read_forecast(forecast: ForecastPath, _principal: Reader, session: SessionDep) -> ForecastRead:
     """Shows how far the forecast is and, once it is done, what the update would do to every task learnt before."""
     return queries.describe_forecast(session, forecast=queries.get_forecast(session, forecast_id=forecast))
+
+
+@router.post("/forecasts/{forecast}/cancel", summary="Cancel a forecast")
+def cancel_forecast(forecast: ForecastPath, _principal: Trainer, session: SessionDep) -> ForecastRead:
+    """Cancels a forecast that is not finished, at once; a worker that is at it stops within seconds. Cancelling again changes nothing."""
+    row = commands.cancel_forecast(session, forecast_id=forecast)
+    return queries.describe_forecast(session, forecast=row)

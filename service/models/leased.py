@@ -16,6 +16,7 @@ class LeasedState(StrEnum):
     SCORING = "scoring"  # a worker holds the lease
     DONE = "done"  # all that was asked for is there
     FAILED = "failed"  # out of attempts, or an error that another attempt cannot mend
+    CANCELLED = "cancelled"  # stopped on request; forecasts alone
 
 
 class LeasedRow(OwnedByTenant):

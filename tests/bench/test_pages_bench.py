@@ -20,9 +20,17 @@ def test_every_page_is_measured(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
         "matrix_svg",
         "changes_svg",
         "matrix_csv",
+        "dial_svg",
+        "rehearsed_csv",
     }
     for name, page in found.items():
         assert 0 < page["p50_ms"] <= page["p99_ms"], name
         assert page["answer_bytes"] > 0, name
     pages.show(found)
     assert "The model's page took" in capsys.readouterr().out
+
+
+def test_a_page_without_dial_and_rehearsal_is_not_taken_for_the_whole_page() -> None:
+    bare = '<section aria-labelledby="dial"><p>Nobody has asked for it yet.</p></section>'
+    with pytest.raises(RuntimeError, match=r"lacks .*curves.*points.*tasks rehearsed"):
+        pages.require_drawn(bare, size=Size(versions=4, tasks=2))

@@ -20,7 +20,7 @@ from workers import forecasts
 from workers.child import Trainer
 from workers.forecasts import RowsGone, require_its_rows
 from workers.tasks import run_next_forecast
-from workers.training.errors import TrainingFailed
+from workers.training.errors import Cancelled, TrainingFailed
 
 pytestmark = pytest.mark.slow  # every forecast trains a probe or two
 
@@ -248,6 +248,39 @@ def test_updates_that_wait_go_first_after_every_probe(world: World, probed: list
     assert run_next_forecast()
     assert world.get(f"/forecasts/{asked['id']}")["status"] == "done"
     assert len(probed) == 2, "its own is not made again"
+
+
+def test_a_cancel_stops_the_probe_under_way_and_leaves_nothing_of_it(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended_by: list[type[BaseException]] = []
+    probe = Trainer.probe
+
+    def cancel_at_the_first_step(trainer: Trainer, request: Any, *, on_progress: Any, watch: Any) -> Any:
+        def report(progress: Any) -> None:
+            on_progress(progress)
+            if progress.step == 1:
+                cancelled = world.ok(world.client.post(f"/v1/forecasts/{asked['id']}/cancel"))
+                assert (cancelled["status"], cancelled["progress"]) == ("cancelled", None)
+
+        try:
+            return probe(trainer, request, on_progress=report, watch=watch)
+        except BaseException as error:
+            ended_by.append(type(error))
+            raise
+
+    monkeypatch.setattr(Trainer, "probe", cancel_at_the_first_step)
+    before = stored_probes()
+    long = {**FORGETFUL, "training": {**World.TRAINING, "epochs": 1000}}  # its probe alone would take minutes
+    asked = world.ok(world.client.post(FORECASTS_OF, json={"tasks": ["next"], **long, "probe_fraction": 0.5}))
+    assert run_next_forecast()
+    found = world.get(f"/forecasts/{asked['id']}")
+    assert (found["status"], found["forecast"], found["error"]) == ("cancelled", None, None)
+    assert ended_by == [Cancelled]
+    assert stored_probes() == before
+    with session_scope(tenant="acme") as session:
+        assert get_forecast(session, forecast_id=asked["id"]).probe is None
+    assert not run_next_forecast(), "nobody takes it up again"
 
 
 def test_rows_that_a_forecast_waits_to_read_stay(world: World) -> None:
