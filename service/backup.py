@@ -32,7 +32,7 @@ REFERRED_TO = """
     SELECT artifact_sha256 FROM versions WHERE artifact_sha256 IS NOT NULL
     UNION SELECT state_sha256 FROM versions WHERE state_sha256 IS NOT NULL
     UNION SELECT parameters->>'sha256' FROM updates
-    WHERE strategy = 'import' AND state IN ('queued', 'training', 'evaluating') ORDER BY 1
+    WHERE strategy = 'import' AND state IN ('queued', 'training', 'evaluating') AND version IS NULL ORDER BY 1
 """
 # A dump holds no roles, and grants and ownership name these three; as in migration 0002.
 ROLES = """

@@ -16,13 +16,14 @@ from structlog import get_logger
 
 from service.artifacts import ArtifactStore, get_store
 from service.config import get_settings
-from service.db import EVERY_TENANT, among, session_scope
+from service.db import EVERY_TENANT, session_scope
 from service.dials.leases import DIALS
 from service.errors import NotFound
 from service.forecasts.leases import FORECASTS
 from service.logs import configure_logging
-from service.models import Update, Version
+from service.models import Update
 from service.queue import QUEUE, nudge_workers
+from service.registry.disposal import artifacts_in_use, remove_unused
 from service.storage.retention import (
     delete_old_events,
     delete_old_examples,
@@ -31,7 +32,6 @@ from service.storage.retention import (
 )
 from service.tracing import configure_tracing
 from service.updates.leases import sweep_expired, work_is_waiting
-from service.updates.queries import UPLOAD_NEEDED
 from service.updates.states import FINISHED
 from service.webhooks.leases import delete_old_deliveries
 from workers.webhooks import deliver_forever
@@ -114,18 +114,12 @@ def sweep_store() -> int:
     old = _old_artifacts(store)
     if not old:
         return 0
-    with session_scope(tenant=EVERY_TENANT, role="worker") as session:
-        kept = {
-            sha256
-            for column in (Version.artifact_sha256, Version.state_sha256)
-            for sha256 in session.scalars(select(column).where(among(column, old)))
-        }
-        kept |= set(session.scalars(select(Update.parameters["sha256"].astext).where(UPLOAD_NEEDED)))
+    with session_scope(role="worker") as session:
+        kept = artifacts_in_use(session, old)
     deleted = 0
     for sha256 in set(old) - kept:
         # Looked at again: one that was stored anew in between is about to be referred to.
-        if store.age_seconds(sha256) > ORPHAN_AGE_SECONDS:
-            store.delete(sha256)
+        if remove_unused(sha256, role="worker", older_than_seconds=ORPHAN_AGE_SECONDS):
             deleted += 1
             log.info("orphan_deleted", sha256=sha256)
     return deleted

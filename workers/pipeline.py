@@ -25,6 +25,7 @@ from service.examples.queries import count_stored, fresh_rows
 from service.failpoints import reach
 from service.models import BLEND, IMPORT, Model, Update, UpdateState, Version, VersionTask
 from service.registry.commands import promote
+from service.registry.disposal import hold_artifacts
 from service.registry.queries import get_champion, get_model, get_version
 from service.replay.commands import admit_examples
 from service.tracing import mark_failed, span, traced
@@ -80,6 +81,11 @@ class Trained:
     state: tuple[str, int] | None  # hash and size of what the strategy left for the next update
     provenance: dict[str, Any]
     repeats: dict[str, Any] | None = None  # what is told of the further seeds
+
+    @property
+    def artifacts(self) -> list[str]:
+        """The hashes of everything stored of it."""
+        return [self.sha256, *([self.state[0]] if self.state is not None else [])]
 
 
 def run_update(claim: Claim, *, stopping: threading.Event) -> None:
@@ -237,7 +243,7 @@ def _keep(trained: Trained, work: Path) -> None:
 def _record(
     claim: Claim, *, round_: Round, candidate: Candidate, trained: Trained | None
 ) -> UpdateState | None:
-    """Commits version, scores, admissions, verdict and decision together; None when the champion has moved."""
+    """Commits version, scores, admissions, verdict and decision together; None when another round is needed."""
     with session_scope(tenant=claim.tenant, role="worker") as session:
         allow_statements_of(session, seconds=STATEMENT_SECONDS_OF_RECORDING)
         hold_erasures(session, model_id=claim.model_id)
@@ -251,6 +257,8 @@ def _record(
                 raise RuntimeError("a candidate without a number was not trained here")
             if trained.plan.update.strategy == IMPORT:
                 require_still_untainted(session, update=trained.plan.update)
+            if not hold_artifacts(session, trained.artifacts):
+                return None  # deleted with another's of the same content; the next round stores it again
             number = _insert_version(session, model=model, trained=trained, evaluation_seconds=round_.seconds)
         record_round(session, model=model, round_=round_, number=number)
         policy = GatePolicy(**model.gate)

@@ -29,7 +29,8 @@ from service.models import (
     Version,
     new_id,
 )
-from service.registry.commands import discard_artifacts, drop_states
+from service.registry.commands import drop_states
+from service.registry.disposal import discard_artifacts
 from service.registry.queries import get_champion, get_model
 from service.security import Principal
 from service.updates.commands import request_update

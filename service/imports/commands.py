@@ -3,18 +3,19 @@
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from sqlalchemy import BigInteger, cast, func, select, text
+from sqlalchemy import func, select, text
 from sqlalchemy.orm import Session
 
 from service.artifacts import get_store
 from service.audit.commands import record
 from service.config import get_settings
-from service.errors import QuotaExceeded, Unprocessable
+from service.errors import QuotaExceeded, Unavailable, Unprocessable
 from service.examples.queries import count_learnable, has_eval, visible_labels
 from service.imports.checks import Contents, Rules, check_upload, require_labels_of
 from service.imports.schemas import ImportQuery
 from service.imports.taints import require_untainted
 from service.models import IMPORT, AuditAction, Model, Task, Update, UpdateState, Version, new_id
+from service.registry.disposal import hold_artifacts
 from service.registry.queries import get_champion, get_model
 from service.registry.schemas import AdapterSpec
 from service.request_context import request_id
@@ -22,7 +23,7 @@ from service.security import Principal, Scope
 from service.tasks.queries import get_tasks
 from service.tracing import current_traceparent
 from service.updates.commands import check_queue, gate_warnings, queue_update, starting_version
-from service.updates.queries import UPLOAD_NEEDED
+from service.updates.queries import UPLOAD_BYTES, UPLOAD_NEEDED
 from service.updates.schemas import ReplayRequest
 
 LOCK = "SELECT pg_advisory_xact_lock(hashtextextended('imports:' || :tenant, 0))"
@@ -68,7 +69,7 @@ def _rules(model: Model, *, parent: Version) -> Rules:
 def store_upload(file: BinaryIO, *, rules: Rules) -> Upload:
     """Checks a tar and stores it as it is; no transaction should be open meanwhile.
 
-    The sweeper of orphans takes it away an hour after the last update that needs it, or where none comes to need it.
+    It goes with the end of the last update that needs it; where none comes to need it, the sweeper of orphans takes it away.
     Raises `Unprocessable` and `StoreUnavailable`.
     """
     contents = check_upload(file, rules=rules)
@@ -83,7 +84,7 @@ def request_import(
 
     The cut is that of now. Raises `NotFound` for an unknown model or task; `Unprocessable` for a parent that does not exist or
     whose labels the upload's do not begin with, and a task without eval rows; `Conflict` for an adapter that is known to carry
-    erased rows; `TooManyRequests` and `QuotaExceeded`.
+    erased rows; `TooManyRequests` and `QuotaExceeded`; `Unavailable` where the upload was deleted with another's of the same bytes.
     """
     row = get_model(session, model=model, for_change=True, hold=True)
     check_queue(session, tenant=row.tenant_id)
@@ -96,6 +97,7 @@ def request_import(
     contents, cut = upload.contents, row.last_batch
     require_labels_of(parent.number, known=parent.labels, labels=contents.labels)
     require_untainted(session, model_id=row.id, sha256=upload.sha256, origin_update=contents.origin_update)
+    _require_stored(session, upload)
     ids = [task.id for task in tasks]
     claimed = count_learnable(session, task_ids=ids, cut=cut) if query.rows == "learnt" else 0
     update = Update(
@@ -119,6 +121,15 @@ def request_import(
     return update
 
 
+def _require_stored(session: Session, upload: Upload) -> None:
+    """Keeps the upload until the request is committed; from then on the update's row does."""
+    if not hold_artifacts(session, [upload.sha256]):
+        raise Unavailable(
+            "The last adapter of the same content was deleted while yours was taken in, and yours with it. Send it again.",
+            code="upload_lost", headers={"Retry-After": "1"},
+        )  # fmt: skip
+
+
 def _claimed_tasks(session: Session, *, model: Model, query: ImportQuery, hold: bool = False) -> list[Task]:
     tasks = list(get_tasks(session, model=model, names=list(dict.fromkeys(query.tasks)), hold=hold))
     for task in tasks:
@@ -135,9 +146,7 @@ def _check_waiting(session: Session, *, tenant: str, added: int) -> None:
     """Raises `QuotaExceeded` where more would wait to be imported than a tenant may have waiting."""
     most = get_settings().max_waiting_import_bytes_per_tenant
     waiting = session.scalar(
-        select(func.coalesce(func.sum(cast(Update.parameters["bytes"].astext, BigInteger)), 0)).where(
-            Update.tenant_id == tenant, UPLOAD_NEEDED
-        )
+        select(func.coalesce(func.sum(UPLOAD_BYTES), 0)).where(Update.tenant_id == tenant, UPLOAD_NEEDED)
     )
     if (waiting or 0) + added > most:
         raise QuotaExceeded(

@@ -62,15 +62,13 @@ async def import_version(
     has learnt. Scores are honest only where the adapter was not trained on the tasks' eval examples: nobody but you knows.
     """
     settings = get_settings()
-
     asked = partial(commands.may_import, model=model, query=query, principal=principal)
 
     # In transactions of their own: none is open while a socket waits or the store is written.
     def ask_before(size: int) -> None:
         with session_scope(tenant=principal.tenant) as shortly:
-            if not idempotency.within(
-                shortly
-            ).is_known():  # a repeat is answered once its body is known as well
+            repeated = idempotency.within(shortly).is_known()
+            if not repeated:  # a repeat is answered once its body is known as well
                 asked(shortly, size=size)
 
     def ask_again(size: int, digest: bytes) -> Rules:

@@ -1,18 +1,15 @@
 """Writes of models, versions' aliases and history."""
 
-from collections.abc import Collection, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import Any, Literal
 
-from sqlalchemy import ARRAY, Text, func, literal, select, update
+from sqlalchemy import func, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 from structlog import get_logger
 
-from service.artifacts import get_store
 from service.audit.commands import record
 from service.config import get_settings
-from service.db import after_commit
 from service.errors import Conflict, PreconditionFailed, Unprocessable
 from service.models import (
     Alias,
@@ -26,6 +23,7 @@ from service.models import (
     new_id,
 )
 from service.queue import nudge_after_commit
+from service.registry.disposal import discard_artifacts
 from service.registry.queries import (
     ACTIVE,
     CHAMPION,
@@ -368,20 +366,3 @@ def drop_states(session: Session, *, model_id: str, versions: Sequence[int]) -> 
         return
     session.execute(update(Version).where(*with_state).values(state_sha256=None, state_bytes=None))
     discard_artifacts(session, {sha256 for sha256 in dropped if sha256})
-
-
-def discard_artifacts(session: Session, hashes: Collection[str]) -> None:
-    """Deletes, after the commit, those of these artifacts that no version of any tenant refers to any more."""
-    if not hashes:
-        return
-    session.flush()
-    used = session.scalars(select(func.artifacts_in_use(literal(list(hashes), ARRAY(Text)))))
-    after_commit(session, partial(_delete_artifacts, set(hashes) - set(used)))
-
-
-def _delete_artifacts(hashes: Collection[str]) -> None:
-    for sha256 in hashes:
-        try:
-            get_store().delete(sha256)
-        except OSError as error:  # the sweeper of orphans tries again
-            log.warning("artifact_not_deleted", sha256=sha256, error=str(error))

@@ -8,10 +8,10 @@ from service.audit.commands import record
 from service.errors import Conflict
 from service.examples.commands import hold_erasures
 from service.examples.loading import allow_long_statements
-from service.models import AuditAction, IdempotencyKey, Model, Update, Version, WebhookDelivery
-from service.registry.commands import discard_artifacts
+from service.models import AuditAction, IdempotencyKey, Model, Update, WebhookDelivery
+from service.registry.disposal import discard_artifacts
 from service.registry.queries import get_model, get_model_alone
-from service.storage.queries import model_storage
+from service.storage.queries import model_storage, stored_artifacts
 from service.storage.schemas import PurgeRead
 from service.updates.states import ACTIVE
 
@@ -28,12 +28,8 @@ def purge_model(session: Session, *, model: str, actor: str) -> PurgeRead:
     _require_archived(session, row)
     allow_long_statements(session)
     amounts = model_storage(session, models=[row])[0]
-    artifacts = {
-        sha256
-        for column in (Version.artifact_sha256, Version.state_sha256)
-        for sha256 in session.scalars(select(column).where(Version.model_id == row.id, column.is_not(None)))
-        if sha256
-    }
+    stored = stored_artifacts()
+    artifacts = set(session.scalars(select(stored.c.sha256).where(stored.c.model_id == row.id)))
     _forget_answers(session, model=row)
     session.execute(delete(WebhookDelivery).where(WebhookDelivery.model_id == row.id))
     session.execute(delete(Model).where(Model.id == row.id))  # foreign keys take the rest along

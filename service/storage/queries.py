@@ -4,7 +4,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, func, or_, select, union
+from sqlalchemy import ColumnElement, Select, Subquery, func, or_, select, union
 from sqlalchemy.orm import Session
 
 from service.models import (
@@ -21,6 +21,7 @@ from service.models import (
 from service.registry.queries import get_champion, previous_champion
 from service.replay.queries import read_buffer
 from service.storage.schemas import Amounts, ModelStorage, StorageRead
+from service.updates.queries import UPLOAD_BYTES, UPLOAD_NEEDED, UPLOAD_SHA256
 from service.updates.states import ACTIVE, FINISHED, QUEUED
 
 
@@ -46,15 +47,10 @@ def model_storage(session: Session, *, models: Collection[Model]) -> list[ModelS
         session, select(Version.model_id, func.count()).where(Version.model_id.in_(ids), Version.number > 0)
         .group_by(Version.model_id),
     )  # fmt: skip
-    stored = union(
-        select(
-            Version.model_id, Version.artifact_sha256.label("sha256"), Version.artifact_bytes.label("bytes")
-        ),
-        select(Version.model_id, Version.state_sha256, Version.state_bytes),
-    ).subquery()
+    stored = stored_artifacts()
     artifacts = _by_model(
         session, select(stored.c.model_id, func.count(), func.sum(stored.c.bytes))
-        .where(stored.c.model_id.in_(ids), stored.c.sha256.is_not(None)).group_by(stored.c.model_id),
+        .where(stored.c.model_id.in_(ids)).group_by(stored.c.model_id),
     )  # fmt: skip
     entries = _by_model(
         session, select(ReplayEntry.model_id, func.count()).where(ReplayEntry.model_id.in_(ids))
@@ -71,6 +67,18 @@ def model_storage(session: Session, *, models: Collection[Model]) -> list[ModelS
         )
         for model in models
     ]  # fmt: skip
+
+
+def stored_artifacts() -> Subquery:
+    """Returns the query of what models have in the artifact store: `model_id`, `sha256` and `bytes`, each content once a model."""
+    adapters = select(
+        Version.model_id, Version.artifact_sha256.label("sha256"), Version.artifact_bytes.label("bytes")
+    ).where(Version.artifact_sha256.is_not(None))
+    states = select(Version.model_id, Version.state_sha256, Version.state_bytes).where(
+        Version.state_sha256.is_not(None)
+    )
+    uploads = select(Update.model_id, UPLOAD_SHA256, UPLOAD_BYTES).where(UPLOAD_NEEDED)
+    return union(adapters, states, uploads).subquery()
 
 
 def _by_model(session: Session, statement: Select[*tuple[Any, ...]]) -> dict[str, tuple[int, ...]]:

@@ -31,7 +31,7 @@ from service.examples import statements
 from service.examples.commands import drop_derived, hold_erasures
 from service.examples.loading import allow_long_statements
 from service.models import Example, Model, Task, Update, UpdateEvent, Version, VersionTask
-from service.registry.commands import discard_artifacts
+from service.registry.disposal import discard_artifacts
 from service.registry.queries import get_model
 from service.registry.schemas import RetentionSpec
 from service.storage.queries import buffered_examples, is_busy, live_versions

@@ -9,7 +9,9 @@ class Amounts(BaseModel):
     examples: int = Field(description="Rows, corrected ones included")
     example_bytes: int = Field(description="Contents and metadata as the database holds them")
     versions: int = Field(description="Trained versions, those without an adapter included")
-    artifacts: int = Field(description="Stored adapters and strategy states; the same content counts once")
+    artifacts: int = Field(
+        description="Stored adapters, strategy states, and uploads of imports that wait; the same content counts once"
+    )
     artifact_bytes: int
     replay_entries: int = Field(description="What versions admitted to replay, over all of them")
 

@@ -3,20 +3,22 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from sqlalchemy import and_, exists, select, text
+from sqlalchemy import BigInteger, and_, cast, exists, select, text
 from sqlalchemy.orm import Session
 
 from service.errors import NotFound
 from service.models import IMPORT, Model, Task, Update, UpdateEvent, UpdateState
 from service.registry.queries import task_names
 from service.updates.schemas import EventRead, Progress, UpdateRead
-from service.updates.states import ACTIVE, FINISHED, QUEUED
+from service.updates.states import BEFORE_VERSION, FINISHED
 
 Watched = tuple[str, str]
 """A tenant and the id of an update of its."""
 
-UPLOAD_NEEDED = and_(Update.strategy == IMPORT, Update.state.in_((QUEUED, *ACTIVE)))
-"""Of imports that may still read the tar they were asked for with; a held one has a version of its own."""
+UPLOAD_NEEDED = and_(Update.strategy == IMPORT, Update.state.in_(BEFORE_VERSION), Update.version.is_(None))
+"""Of imports that may still read the tar they were asked for with; one that is scored again has a version of its own."""
+UPLOAD_SHA256 = Update.parameters["sha256"].astext
+UPLOAD_BYTES = cast(Update.parameters["bytes"].astext, BigInteger)
 
 EVENTS_AT_ONCE = 500
 # Each update's events by index, past the last one known; one row without an event where there is none.

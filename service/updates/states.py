@@ -8,7 +8,8 @@ from sqlalchemy.orm import Session
 
 from service import tracing
 from service.db import after_commit
-from service.models import Update, UpdateEvent, UpdateState
+from service.models import IMPORT, Update, UpdateEvent, UpdateState
+from service.registry.disposal import discard_artifacts
 from service.request_context import bind_update
 from service.webhooks.outbox import tell_of_update
 
@@ -30,6 +31,8 @@ TRANSITIONS: Mapping[UpdateState, frozenset[UpdateState]] = {
     CANCELLED: frozenset(),
 }
 ACTIVE = frozenset({TRAINING, EVALUATING})
+BEFORE_VERSION = frozenset({QUEUED, *ACTIVE})
+"""States in which an update may have no version yet, and an import needs the tar that it was asked for with."""
 FINISHED = frozenset(state for state, successors in TRANSITIONS.items() if not successors)
 
 
@@ -65,6 +68,8 @@ def change_state(
         record_event(session, update=row, type_=to, data=data)
         if to != AWAITING_APPROVAL or "verdict" in values:  # to wait again for another attempt is no news
             tell_of_update(session, update=row)
+        if row.strategy == IMPORT and to not in BEFORE_VERSION:
+            discard_artifacts(session, [row.parameters["sha256"]])
     return row
 
 
