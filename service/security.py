@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import Row, delete, func, or_, select, text, update
+from sqlalchemy import CursorResult, Row, delete, func, or_, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -26,6 +26,7 @@ from service.models import ApiKey, AuditAction, EndedSession, Tenant, new_id
 
 LAST_USED_RESOLUTION = timedelta(minutes=1)
 MAX_OVERLAP = timedelta(days=30)
+CLOCKS_APART = timedelta(days=1)  # a session ends by the API's clock, and is forgotten by the database's
 OPERATOR = "command line"
 NOBODYS_HASH = secrets.token_bytes(32)
 TENANT_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
@@ -209,11 +210,21 @@ def end_session(session: Session, *, token: str, tenant: str) -> None:
     """Ends a session of the pages for good; forgets those of the tenant that are over by now anyway."""
     proof = read_session(token)
     assert proof is not None  # noqa: S101  # whoever sent it was let in
-    session.execute(delete(EndedSession).where(EndedSession.expires_at < func.now()))
+    forget_ended_sessions(session)
     ended = insert(EndedSession).values(
         tenant_id=tenant, nonce=proof.nonce, expires_at=func.to_timestamp(proof.expires_at)
     )
     session.execute(ended.on_conflict_do_nothing())
+
+
+def forget_ended_sessions(session: Session) -> int:
+    """Forgets the ended sessions that would be over by now anyway, of every tenant that `session` sees; returns how many."""
+    over = session.execute(
+        delete(EndedSession).where(EndedSession.expires_at < func.now() - CLOCKS_APART),
+        execution_options={"synchronize_session": False},
+    )
+    assert isinstance(over, CursorResult)  # noqa: S101  # only such results count rows
+    return over.rowcount
 
 
 def _admit(proof: Proof) -> Principal:

@@ -24,6 +24,7 @@ from service.logs import configure_logging
 from service.models import Update
 from service.queue import QUEUE, nudge_workers
 from service.registry.disposal import artifacts_in_use, remove_unused
+from service.security import forget_ended_sessions
 from service.storage.retention import (
     delete_old_events,
     delete_old_examples,
@@ -61,9 +62,10 @@ def sweep_forever(stopping: threading.Event) -> None:
 
 
 def sweep_seldom() -> None:
-    """Applies retention and removes what nothing refers to."""
+    """Applies retention and removes what is over and what nothing refers to."""
     sweep_retention()
     sweep_deliveries()
+    sweep_ended_sessions()
     sweep_store()
     sweep_work_folders()
 
@@ -173,6 +175,12 @@ def sweep_deliveries() -> int:
         if deleted < RETENTION_BATCH:
             break
     return total
+
+
+def sweep_ended_sessions() -> int:
+    """Forgets signed-out sessions of the pages once they would be over by themselves; returns how many."""
+    with session_scope(tenant=EVERY_TENANT, role="worker") as session:
+        return forget_ended_sessions(session)
 
 
 def _old_artifacts(store: ArtifactStore) -> list[str]:

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-import httpx
 import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import select
@@ -20,26 +19,7 @@ from service.imports import commands
 from service.imports.taints import require_untainted
 from service.models import Erasure, Model, Update, Version
 from tests.scenes import World, make_client
-from tests.service.imports.uploads import entry, files, tar_of
-
-TAR = {"Content-Type": "application/x-tar"}
-WHERE = "/v1/models/triage/versions:import"
-
-
-@pytest.fixture
-def scene(world: World) -> World:
-    """A model with a task that has eval rows."""
-    world.model()
-    world.task("one", train=2, held=2)
-    return world
-
-
-def send(
-    world: World, tar: bytes | None = None, *, headers: dict[str, str] | None = None, **query: Any
-) -> httpx.Response:
-    asked = {"tasks": ["one"], **query}
-    body = tar_of(files()) if tar is None else tar
-    return world.client.post(WHERE, params=asked, content=body, headers={**TAR, **(headers or {})})  # fmt: skip
+from tests.service.imports.uploads import TAR, WHERE, entry, files, send, tar_of
 
 
 def refused(world: World, tar: bytes | None = None, **query: Any) -> tuple[int, str]:

@@ -1,4 +1,4 @@
-"""Tars of adapters as strangers send them, sound and not. The tensors are well-formed and mean nothing."""
+"""Tars of adapters as strangers send them, sound and not, and the sending. The tensors are well-formed and mean nothing."""
 
 import io
 import json
@@ -7,6 +7,12 @@ import tarfile
 from collections.abc import Mapping
 from typing import Any
 
+import httpx
+
+from tests.scenes import World
+
+TAR = {"Content-Type": "application/x-tar"}
+WHERE = "/v1/models/triage/versions:import"
 MODULE = "base_model.model.encoder.layer.0.attention.self.query"
 CONFIG: dict[str, Any] = {
     "peft_type": "LORA", "r": 8, "lora_alpha": 16, "lora_dropout": 0.1, "target_modules": ["query"], "task_type": None,
@@ -101,3 +107,12 @@ def tar_with(*blocks: bytes, before: bool = False, **changes: bytes | None) -> b
     """A sound adapter's tar with blocks of one's own behind its files, or before them."""
     own = [member(name, data) for name, data in files(**changes).items()]
     return b"".join((*blocks, *own) if before else (*own, *blocks)) + bytes(1024)
+
+
+def send(
+    world: World, tar: bytes | None = None, *, headers: dict[str, str] | None = None, **query: Any
+) -> httpx.Response:
+    """Asks for an import into `triage` of a tar, a sound one if none is given."""
+    asked = {"tasks": ["one"], **query}
+    body = tar_of(files()) if tar is None else tar
+    return world.client.post(WHERE, params=asked, content=body, headers={**TAR, **(headers or {})})

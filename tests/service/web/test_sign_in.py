@@ -2,7 +2,7 @@
 
 import re
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from fastapi.dependencies.models import Dependant
@@ -20,6 +20,7 @@ from service.web.session import COOKIE, read_own_form
 from tests.scenes import World, make_client
 from tests.service.web.statements import counted
 from tests.service.web.visitors import Browser, key_of, paths
+from workers.housekeeping import sweep_ended_sessions
 
 
 def test_whoever_is_signed_out_is_asked_to_sign_in_and_comes_back_to_the_page(client: TestClient) -> None:
@@ -154,14 +155,38 @@ def test_signing_out_a_second_time_leads_to_the_sign_in(browser: Browser) -> Non
         assert (answer.status_code, answer.headers["Location"]) == (303, "/ui/signin")
 
 
-def test_sessions_that_are_over_anyway_are_forgotten_at_the_next_signing_out(browser: Browser) -> None:
-    long_over = datetime(2020, 1, 1, tzinfo=UTC)
+@pytest.fixture
+def long_over(browser: Browser) -> str:
+    """The nonce of a session that was signed out of years ago."""
+    nonce = "0" * 32
     with session_scope(tenant="acme") as session:
-        session.add(EndedSession(tenant_id="acme", nonce="0" * 32, expires_at=long_over))
+        session.add(EndedSession(tenant_id="acme", nonce=nonce, expires_at=datetime(2020, 1, 1, tzinfo=UTC)))
+    return nonce
+
+
+def remembered(tenant: str) -> list[str]:
+    with session_scope(tenant=tenant) as session:
+        return list(session.scalars(select(EndedSession.nonce)))
+
+
+def test_sessions_that_are_over_anyway_are_forgotten_at_the_next_signing_out(
+    browser: Browser, long_over: str
+) -> None:
     nonce = browser.nonce
     browser.send_own("/ui/signout")
-    with session_scope(tenant="acme") as session:
-        assert list(session.scalars(select(EndedSession.nonce))) == [nonce]
+    assert remembered("acme") == [nonce]
+
+
+def test_sessions_that_are_over_anyway_are_forgotten_by_the_sweep_of_any_tenant_and_others_are_not(
+    browser: Browser, long_over: str, other_client: TestClient
+) -> None:
+    with session_scope(tenant="globex") as session:
+        for nonce, hours in (("1" * 32, 25), ("2" * 32, 1)):  # by another clock the second may go on
+            over = datetime.now(UTC) - timedelta(hours=hours)
+            session.add(EndedSession(tenant_id="globex", nonce=nonce, expires_at=over))
+    assert sweep_ended_sessions() == 2
+    assert (remembered("acme"), remembered("globex")) == ([], ["2" * 32])
+    assert sweep_ended_sessions() == 0
 
 
 def test_a_link_from_another_site_opens_a_page_and_changes_nothing(browser: Browser, long: str) -> None:
