@@ -7,6 +7,7 @@ import typer
 
 from service.cli.calling import Call, Json, ModelName, VersionName, over_http, version_number
 from service.cli.heatmap import LEARNT, heatmaps
+from service.cli.noise import measured, print_noise
 from service.cli.output import console, fixed, print_facts, print_gap, print_table, signed
 from service.cli.verdicts import decision, judged, reasons
 
@@ -83,7 +84,7 @@ def _report(report: Json) -> None:
         ("strategy", report["strategy"]),
         ("verdict", decision(report["verdict"])),
         ("compared with", report["compared_with"]),
-        *((name.replace("_", " "), _measure(name, value, report.get("noise"))) for name, value in report["summary"].items() if value is not None),
+        *((name.replace("_", " "), measured(name, value, report.get("noise"))) for name, value in report["summary"].items() if value is not None),
     ])  # fmt: skip
     columns = (
         "task",
@@ -100,34 +101,10 @@ def _report(report: Json) -> None:
     print_table(columns, (_task(task) for task in report["tasks"]), right=columns[2:])
     if report.get("noise"):
         print_gap()
-        _noise(report)
+        print_noise(report)
     if report["verdict"]:
         print_gap()
         print_table(("gate", "task", "because"), reasons(report["verdict"]))
-
-
-def _measure(name: str, value: float, noise: Json | None) -> str | None:
-    """A measure of the summary, with its standard deviation over seeds where that is known."""
-    over_seeds = noise and noise["summary"].get(name)
-    return f"{fixed(value)} ± {fixed(over_seeds['sd'])} over seeds" if over_seeds else fixed(value)
-
-
-def _noise(report: Json) -> None:
-    """What other seeds of the update give, and what each change is worth beside that."""
-    noisy = [(task["task"], task["noise"]) for task in report["tasks"] if task["noise"]]
-    if not noisy:
-        print_facts([("other seeds", report["noise"]["detail"])])
-        return
-    columns = ("other seeds", "seeds", "scores", "sd", "mean change", "bounds", "which says")
-    rows = (
-        (
-            task, len(noise["seeds"]), f"{fixed(noise['score']['low'])} … {fixed(noise['score']['high'])}",
-            fixed((noise["change"] or noise["score"])["sd"]), noise["change"] and signed(noise["change"]["mean"]),
-            noise["change"] and " … ".join(str(signed(bound)) for bound in noise["change"]["mean_interval"]), noise["detail"],
-        )
-        for task, noise in noisy
-    )  # fmt: skip
-    print_table(columns, rows, right=columns[1:-1])
 
 
 def _task(task: Json) -> tuple[object, ...]:

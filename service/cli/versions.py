@@ -17,6 +17,7 @@ from service.cli.calling import (
     over_http,
     version_number,
 )
+from service.cli.noise import noise_in_short
 from service.cli.output import (
     fixed,
     messages,
@@ -60,7 +61,13 @@ def list_versions(call: Call, model: ModelName, limit: Limit = DEFAULT_LIMIT) ->
 @over_http(app, "show")
 def show_version(call: Call, model: ModelName, version: VersionName = "champion") -> None:
     """Show lineage, strategy, parameters, seed, checksum and scores of a version."""
-    call.show(call.api.get(path_of_version(model, version_number(call, model, version))), _facts)
+
+    def view(found: Json) -> None:
+        repeated = found["training"].get("repeats", 1) > 1
+        report = call.api.get(path_of_version(model, found["version"], "report")) if repeated else None
+        _facts(found, other_seeds=report and noise_in_short(report))
+
+    call.show(call.api.get(path_of_version(model, version_number(call, model, version))), view)
 
 
 @over_http(app, "download")
@@ -115,7 +122,7 @@ def _keep(response: "httpx.Response", target: Path) -> tuple[int, str]:
     return read, expected
 
 
-def _facts(version: Json) -> None:
+def _facts(version: Json, *, other_seeds: str | None) -> None:
     artifact = version["artifact"]
     print_facts([
         ("version", version["version"]),
@@ -127,6 +134,7 @@ def _facts(version: Json) -> None:
         ("parameters", version["parameters"]),
         ("training", version["training"]),
         ("seed", version["seed"]),
+        *([("other seeds", other_seeds)] if other_seeds else []),
         ("tasks", version["tasks"]),
         ("labels", version["labels"]),
         ("data cut", version["data_cut"]),

@@ -120,6 +120,18 @@ def test_a_report_shows_what_another_seed_gives_beside_the_change(lineage: Linea
     assert "other seeds" not in lineage.palimpsest("report", "show", "triage", "2").out
 
 
+def test_a_version_shows_in_one_line_what_other_seeds_gave(lineage: Lineage) -> None:
+    report = lineage.world.get("/models/triage/versions/3/report")
+    score = report["summary"]["average_accuracy"]
+    over_seeds = report["noise"]["summary"]["average_accuracy"]["sd"]
+    shown = " ".join(lineage.palimpsest("version", "show", "triage", "3").out.split())
+    assert (
+        f"other seeds average accuracy {score:.3f} ± {over_seeds:.3f} over seeds: 2 seeds of the same"
+        in shown
+    )
+    assert "other seeds" not in lineage.palimpsest("version", "show", "triage", "2").out
+
+
 def test_flips_are_shown_with_both_answers(lineage: Lineage) -> None:
     page = lineage.world.get("/models/triage/versions/2/flips?kind=negative")
     assert page["data"], "a model that rehearses nothing forgets"
