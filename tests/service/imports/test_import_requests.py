@@ -19,7 +19,9 @@ from service.imports import commands
 from service.imports.taints import require_untainted
 from service.models import Erasure, Model, Update, Version
 from tests.scenes import World, make_client
-from tests.service.imports.uploads import TAR, WHERE, entry, files, send, tar_of
+from tests.service.imports.uploads import TAR, entry, files, send, tar_of
+
+WHERE = "/v1/models/triage/versions:import"
 
 
 def refused(world: World, tar: bytes | None = None, **query: Any) -> tuple[int, str]:

@@ -1,8 +1,11 @@
 """How long the tar of an import is kept: as long as something needs it, whoever deletes the same bytes meanwhile."""
 
 import hashlib
+import io
+import os
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +22,7 @@ from service.updates.leases import Claim
 from service.updates.states import UpdateState, change_state
 from tests.scenes import World, make_client
 from tests.service.imports.uploads import files, send, tar_of
+from workers.housekeeping import ORPHAN_AGE_SECONDS, sweep_store
 
 OTHER = tar_of(files(facts=b'{"seed": 97}'))
 
@@ -37,8 +41,7 @@ def twin_of(world: World, tar: bytes) -> None:
     """Makes the archived model `twin`, of which an import of the same bytes waits."""
     world.model("twin")
     world.task("one", model="twin", train=2, held=2)
-    world.ok(world.client.post("/v1/models/twin/versions:import", params={"tasks": ["one"]}, content=tar,
-                               headers={"Content-Type": "application/x-tar"}))  # fmt: skip
+    world.ok(send(world, tar, model="twin"))
     with session_scope(tenant="acme") as session:
         session.execute(text("UPDATE models SET archived_at = now() WHERE name = 'twin'"))
 
@@ -114,6 +117,16 @@ def test_an_import_that_is_scored_again_needs_its_upload_no_more(scene: World, d
     sent_again = asked_for(scene)
     cancel(scene, sent_again[0])
     assert not get_store().holds(sha256)
+
+
+def test_the_sweep_of_orphans_leaves_what_waits_and_takes_what_nobody_came_to_need(scene: World) -> None:
+    _, waiting = asked_for(scene)
+    orphan = get_store().put_tar(io.BytesIO(OTHER))
+    for sha256 in (waiting, orphan):
+        path = Path(get_store()._path(sha256))
+        os.utime(path, (0, path.stat().st_mtime - ORPHAN_AGE_SECONDS - 60))
+    sweep_store()
+    assert (get_store().holds(waiting), get_store().holds(orphan)) == (True, False)
 
 
 def test_a_purge_takes_the_uploads_of_waiting_imports_along(scene: World) -> None:

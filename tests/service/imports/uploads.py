@@ -12,7 +12,6 @@ import httpx
 from tests.scenes import World
 
 TAR = {"Content-Type": "application/x-tar"}
-WHERE = "/v1/models/triage/versions:import"
 MODULE = "base_model.model.encoder.layer.0.attention.self.query"
 CONFIG: dict[str, Any] = {
     "peft_type": "LORA", "r": 8, "lora_alpha": 16, "lora_dropout": 0.1, "target_modules": ["query"], "task_type": None,
@@ -110,9 +109,18 @@ def tar_with(*blocks: bytes, before: bool = False, **changes: bytes | None) -> b
 
 
 def send(
-    world: World, tar: bytes | None = None, *, headers: dict[str, str] | None = None, **query: Any
+    world: World,
+    tar: bytes | None = None,
+    *,
+    model: str = "triage",
+    headers: dict[str, str] | None = None,
+    **query: Any,
 ) -> httpx.Response:
-    """Asks for an import into `triage` of a tar, a sound one if none is given."""
+    """Asks for an import of a tar, a sound one if none is given; what is None is left out of the query."""
     asked = {"tasks": ["one"], **query}
-    body = tar_of(files()) if tar is None else tar
-    return world.client.post(WHERE, params=asked, content=body, headers={**TAR, **(headers or {})})
+    return world.client.post(
+        f"/v1/models/{model}/versions:import",
+        params={name: value for name, value in asked.items() if value is not None},
+        content=tar_of(files()) if tar is None else tar,
+        headers={**TAR, **(headers or {})},
+    )
