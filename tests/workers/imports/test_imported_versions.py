@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch.nn import functional
 
+from service.artifacts import get_store
 from tests.scenes import World, docstrings
 from tests.workers.evaluation.test_runner import plain_predictions
 from tests.workers.imports.adapters import LABELS, LENGTH, downloaded, features, imported, unpacked
@@ -110,7 +111,8 @@ def test_what_was_downloaded_comes_back_with_the_same_weights(
     world.client.post(f"/v1/updates/{again['id']}/reject")
 
 
-def test_no_version_refers_to_the_upload_itself(world: World, first: dict[str, Any]) -> None:
-    with session_scope(tenant="acme") as session:
-        kept = set(session.scalars(sa.select(Version.artifact_sha256)))
-    assert first["strategy"]["parameters"]["sha256"] not in kept
+def test_the_upload_is_gone_and_the_version_has_an_artifact_of_its_own(
+    world: World, first: dict[str, Any]
+) -> None:
+    assert not get_store().holds(first["strategy"]["parameters"]["sha256"])
+    assert get_store().holds(world.get("/models/triage/versions/1")["artifact"]["sha256"])
