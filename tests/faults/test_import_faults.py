@@ -25,7 +25,7 @@ def killed(worker: Part) -> None:
     assert worker.gone(seconds=240) == -signal.SIGKILL, worker.log
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def tar(minilm: BaseFolder, tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """An adapter that fits."""
     return packed(train_elsewhere(minilm, tmp_path_factory.mktemp("trained-elsewhere")))

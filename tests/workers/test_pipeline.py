@@ -349,6 +349,28 @@ def test_an_artifact_in_use_by_an_unfinished_update_survives_the_sweep_of_orphan
     assert world.client.get("/v1/models/triage/versions/1/adapter").status_code == 200
 
 
+def test_a_candidate_whose_artifact_is_deleted_as_it_is_recorded_stores_it_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was another's, too, until that one was purged in this very moment."""
+    from service.registry.disposal import remove_unused
+    from workers import pipeline
+
+    original, deleted = pipeline._keep, []
+
+    def keep(trained: pipeline.Trained, work: Path) -> None:
+        original(trained, work)
+        if not deleted:
+            deleted.append(remove_unused(trained.sha256, role="worker"))
+
+    world.model()
+    world.task("one")
+    monkeypatch.setattr(pipeline, "_keep", keep)
+    assert world.learn("one")["status"] == "promoted"
+    assert deleted == [True]
+    assert world.client.get("/v1/models/triage/versions/1/adapter").status_code == 200
+
+
 def test_a_candidate_made_champion_by_hand_while_it_is_scored_again_is_promoted_once(world: World) -> None:
     from service.db import session_scope
     from service.registry.queries import get_champion, get_model
