@@ -30,8 +30,11 @@ DUMP, ARTIFACTS, MANIFEST, SECRETS = "database.dump", "artifacts", "manifest.jso
 
 REFERRED_TO = """
     SELECT artifact_sha256 FROM versions WHERE artifact_sha256 IS NOT NULL
-    UNION SELECT state_sha256 FROM versions WHERE state_sha256 IS NOT NULL
-    UNION SELECT parameters->>'sha256' FROM updates
+    UNION SELECT state_sha256 FROM versions WHERE state_sha256 IS NOT NULL ORDER BY 1
+"""
+# Uploads of imports without a version go with the end of their import, which may come while the backup is taken.
+WAITING_UPLOADS = """
+    SELECT DISTINCT parameters->>'sha256' FROM updates
     WHERE strategy = 'import' AND state IN ('queued', 'training', 'evaluating') AND version IS NULL ORDER BY 1
 """
 # A dump holds no roles, and grants and ownership name these three; as in migration 0002.
@@ -57,7 +60,7 @@ class Manifest:
     login: str  # who owns the database; a restore logs in under the same name
     taken_at: str
     dump_sha256: str
-    artifacts: list[str]  # every hash the dump refers to
+    artifacts: list[str]  # the hash of everything that must be there for it to be restored
     with_artifacts: bool  # False: the store is kept safe by other means
 
 
@@ -78,10 +81,12 @@ def take_backup(
         raise BackupFailed(f"{folder} is not empty; every backup takes a folder of its own.")
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     folder.chmod(0o700)  # one that was there already may be open to others
-    revision, login, artifacts = _dump(folder / DUMP, database_url=database_url)
+    revision, login, artifacts, uploads = _dump(folder / DUMP, database_url=database_url)
     say(f"database  {(folder / DUMP).stat().st_size:,} bytes, schema {revision}")
     if with_artifacts:
-        _copy_artifacts(ArtifactStore(artifact_url), _store_of(folder), artifacts)
+        source, target = ArtifactStore(artifact_url), _store_of(folder)
+        _copy_artifacts(source, target, artifacts)
+        artifacts += [sha256 for sha256 in uploads if _copy_upload(source, target, sha256, say=say)]
         say(f"artifacts {len(artifacts)}")
     if secrets is not None:
         write_private_json(folder / SECRETS, asdict(secrets))
@@ -93,8 +98,8 @@ def take_backup(
     return manifest
 
 
-def _dump(target: Path, *, database_url: str) -> tuple[str, str, list[str]]:
-    """Dumps the database; returns schema revision, login and artifacts as the dump's snapshot has them."""
+def _dump(target: Path, *, database_url: str) -> tuple[str, str, list[str], list[str]]:
+    """Dumps the database; returns schema revision, login, artifacts and waiting uploads as the dump's snapshot has them."""
     target.touch(mode=0o600)
     with _connect(database_url) as connection:
         connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
@@ -107,9 +112,10 @@ def _dump(target: Path, *, database_url: str) -> tuple[str, str, list[str]]:
             raise BackupFailed(f"The login {login} does not inherit the rights of palimpsest_owner.")
         (revision,) = _row(connection, "SELECT version_num FROM alembic_version")
         artifacts = [sha256 for (sha256,) in connection.execute(REFERRED_TO)]
+        uploads = [sha256 for (sha256,) in connection.execute(WAITING_UPLOADS) if sha256 not in artifacts]
         arguments = ["--format=custom", "--enable-row-security", f"--snapshot={snapshot}", f"--file={target}"]
         _run("pg_dump", *arguments, database_url=database_url)
-    return revision, login, artifacts
+    return revision, login, artifacts, uploads
 
 
 def restore_backup(
@@ -202,8 +208,7 @@ def _copy_artifacts(source: ArtifactStore, target: ArtifactStore, hashes: list[s
     wrong = []
     for sha256 in hashes:
         try:
-            with source.open_verified(sha256) as tar:
-                target.put_tar(tar, instead=not _is_whole(target, sha256))
+            _copy_artifact(source, target, sha256)
         except ArtifactDamaged as error:
             wrong.append(error.detail)
     if wrong:
@@ -211,6 +216,21 @@ def _copy_artifacts(source: ArtifactStore, target: ArtifactStore, hashes: list[s
             f"{len(wrong)} artifacts cannot be copied: {' '.join(wrong[:5])} "
             "One that retention or a purge removed in this moment is no loss: take the backup again."
         )
+
+
+def _copy_upload(source: ArtifactStore, target: ArtifactStore, sha256: str, *, say: Say) -> bool:
+    """Copies the upload of an import that waited at the dump; says so and returns False where it is not there any more."""
+    try:
+        _copy_artifact(source, target, sha256)
+    except ArtifactDamaged:
+        say(f"left out  the upload {sha256}: its import has ended meanwhile, or will fail with upload_lost")
+        return False
+    return True
+
+
+def _copy_artifact(source: ArtifactStore, target: ArtifactStore, sha256: str) -> None:
+    with source.open_verified(sha256) as tar:
+        target.put_tar(tar, instead=not _is_whole(target, sha256))
 
 
 def _check_artifacts(store: ArtifactStore, hashes: list[str]) -> None:

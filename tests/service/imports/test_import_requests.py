@@ -10,10 +10,9 @@ from fastapi.testclient import TestClient
 from sqlalchemy import select
 
 from service.artifacts import get_store
-from service.backup import REFERRED_TO
 from service.body_limit import BodyLimit
 from service.config import get_settings
-from service.db import engine_for, session_scope
+from service.db import session_scope
 from service.errors import Conflict
 from service.imports import commands
 from service.imports.taints import require_untainted
@@ -256,13 +255,6 @@ def test_what_the_upload_weighs_on_disk_is_one_file_however_often_it_is_sent(sce
     assert len(hashes) == 1
     with get_store().open_verified(hashes.pop()) as stored:
         assert stored.read() == tar_of(files())
-
-
-def test_a_backup_holds_what_waits_to_be_imported(scene: World, database: str) -> None:
-    sha256 = scene.ok(send(scene))["strategy"]["parameters"]["sha256"]
-    with engine_for(database).begin() as connection:
-        connection.exec_driver_sql("SET LOCAL ROLE palimpsest_owner")
-        assert [row[0] for row in connection.exec_driver_sql(REFERRED_TO)] == [sha256]
 
 
 def test_another_tenant_does_not_find_the_model(scene: World, other_client: TestClient) -> None:

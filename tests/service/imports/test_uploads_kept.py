@@ -13,7 +13,8 @@ from sqlalchemy import text
 
 from service import db
 from service.artifacts import get_store
-from service.backup import REFERRED_TO
+from service.backup import WAITING_UPLOADS, take_backup
+from service.config import get_settings
 from service.db import engine_for, session_scope
 from service.imports import commands
 from service.registry.disposal import hold_artifacts, remove_unused
@@ -113,7 +114,7 @@ def test_an_import_that_is_scored_again_needs_its_upload_no_more(scene: World, d
     assert scene.get("/storage")["total"]["artifacts"] == 0
     with engine_for(database).begin() as connection:
         connection.exec_driver_sql("SET LOCAL ROLE palimpsest_owner")
-        assert connection.exec_driver_sql(REFERRED_TO).all() == []
+        assert connection.exec_driver_sql(WAITING_UPLOADS).all() == []
     sent_again = asked_for(scene)
     cancel(scene, sent_again[0])
     assert not get_store().holds(sha256)
@@ -127,6 +128,21 @@ def test_the_sweep_of_orphans_leaves_what_waits_and_takes_what_nobody_came_to_ne
         os.utime(path, (0, path.stat().st_mtime - ORPHAN_AGE_SECONDS - 60))
     sweep_store()
     assert (get_store().holds(waiting), get_store().holds(orphan)) == (True, False)
+
+
+def test_a_backup_holds_what_waits_and_does_without_what_has_ended_meanwhile(
+    scene: World, tmp_path: Path
+) -> None:
+    _, waiting = asked_for(scene)
+    _, ended = asked_for(scene, OTHER)
+    get_store().delete(ended)  # as if its import had ended since the dump
+    said: list[str] = []
+    settings = get_settings()
+    manifest = take_backup(
+        tmp_path / "backup", database_url=settings.database_url, artifact_url=settings.artifact_url, say=said.append
+    )  # fmt: skip
+    assert manifest.artifacts == [waiting]
+    assert [line for line in said if ended in line]
 
 
 def test_a_purge_takes_the_uploads_of_waiting_imports_along(scene: World) -> None:
