@@ -65,7 +65,7 @@ def show_version(call: Call, model: ModelName, version: VersionName = "champion"
     def view(found: Json) -> None:
         repeated = found["training"].get("repeats", 1) > 1
         report = call.api.get(path_of_version(model, found["version"], "report")) if repeated else None
-        _facts(found, other_seeds=report and noise_in_short(report))
+        _facts(found, other_seeds=noise_in_short(report) if report else None)
 
     call.show(call.api.get(path_of_version(model, version_number(call, model, version))), view)
 
