@@ -109,8 +109,8 @@ class ArtifactStore:
                 self.put_folder(folder)
 
     def holds(self, sha256: str) -> bool:
-        """Says whether an artifact of that hash is stored."""
-        with self._reached():
+        """Says whether an artifact of that hash is stored. Raises `StoreUnavailable` when that cannot be asked."""
+        with self._access("read"), self._reached():
             return bool(self._fs.exists(self._path(sha256)))
 
     def open_verified(self, sha256: str) -> BinaryIO:
