@@ -356,7 +356,7 @@ def test_a_candidate_whose_artifact_is_deleted_as_it_is_recorded_stores_it_again
     from service.registry.disposal import remove_unused
     from workers import pipeline
 
-    original, deleted = pipeline._keep, []
+    original, deleted = pipeline.keep_artifacts, []
 
     def keep(trained: pipeline.Trained, work: Path) -> None:
         original(trained, work)
@@ -365,7 +365,7 @@ def test_a_candidate_whose_artifact_is_deleted_as_it_is_recorded_stores_it_again
 
     world.model()
     world.task("one")
-    monkeypatch.setattr(pipeline, "_keep", keep)
+    monkeypatch.setattr(pipeline, "keep_artifacts", keep)
     assert world.learn("one")["status"] == "promoted"
     assert deleted == [True]
     assert world.client.get("/v1/models/triage/versions/1/adapter").status_code == 200
