@@ -16,7 +16,8 @@ UP_ARGS ?=
 DOCKER ?= docker
 # Several processes share the cores in the tests; torch's own threads on top would only make them queue. Slow tests mostly
 # wait, for leases and for processes that start: one more of them than of the quick ones.
-PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest
+# Whole files go to a process, in their order: what a file prepares for its tests is prepared once, and the longest come early.
+PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest --dist loadfile --no-loadscope-reorder
 
 .PHONY: help setup demo up test test-slow test-full lint format images clean
 

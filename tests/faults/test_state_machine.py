@@ -27,6 +27,7 @@ ENOUGH = {
     "lease expired": 20, "cancel: ": 8, "cancel: training": 1, "approve: promoted": 8, "approve: verdict_stale": 1,
     "reject: rejected": 1, "rolled back": 7, "scored again": 1, "ended failed": 1,
 }  # fmt: skip
+MOST_ROUNDS = 3  # of lives, while something has happened too seldom
 
 
 @pytest.fixture(scope="session")
@@ -88,6 +89,10 @@ def test_no_life_of_a_few_steps_breaks_an_invariant(run: Run) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_no_long_life_breaks_an_invariant(run: Run) -> None:
-    tally = run(max_examples=18, stateful_step_count=60, print_blob=True)
-    rare = {what: (happened(tally, what), least) for what, least in ENOUGH.items()}
-    assert all(count >= least for count, least in rare.values()), f"these lives are too shallow: {rare}"
+    tally: Counter[str] = Counter()
+    for _ in range(MOST_ROUNDS):
+        tally += run(max_examples=18, stateful_step_count=60, print_blob=True)
+        rare = {what: (happened(tally, what), least) for what, least in ENOUGH.items()}
+        if all(count >= least for count, least in rare.values()):
+            return
+    raise AssertionError(f"these lives are too shallow: {rare}")

@@ -313,6 +313,7 @@ def test_what_fails_for_good_is_told(world: World, monkeypatch: pytest.MonkeyPat
     assert (found["status"], found["error"]["code"], found["forecast"]) == ("failed", "non_finite_loss", None)
 
 
+@pytest.mark.timeout(900)  # it trains five updates, and probes them all
 def test_a_model_with_past_updates_enough_gets_intervals_at_its_first_forecast(
     database_url: str, redis_url: str
 ) -> None:
