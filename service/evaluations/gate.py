@@ -201,18 +201,19 @@ def _max_regression(policy: GatePolicy, comparison: Comparison) -> Reason:
         policy.max_regression,
         policy.confidence,
     )
-    endings = {
-        "pass": f"so no more than the tolerated {tolerated} was lost",
-        "fail": f"so more than the tolerated {tolerated} was lost",
-        "inconclusive": f"which does not settle whether more than {tolerated} was lost;"
-        f" {_what_would_decide(found.needed_size, lost=_delta(comparison) < bound)}",
-    }
+    if found.decision == "pass":
+        ending = f"so no more than the tolerated {tolerated} was lost"
+    elif found.decision == "fail":
+        ending = f"so more than the tolerated {tolerated} was lost"
+    else:
+        needed = _what_would_decide(found.needed_size, lost=_delta(comparison) < bound)
+        ending = f"which does not settle whether more than {tolerated} was lost; {needed}"
     return Reason(
         task=comparison.task,
         rule="max_regression",
         observed=_delta(comparison),
         bound=bound,
-        detail=f"{_flips_in_words(comparison, (found.lower, found.upper))}, {endings[found.decision]}",
+        detail=f"{_flips_in_words(comparison, (found.lower, found.upper))}, {ending}",
         decision=found.decision,
     )
 

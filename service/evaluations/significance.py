@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -25,20 +26,27 @@ MAX_NEEDED_SIZE = 1_000_000
 """Sample sizes beyond this are answered with None: nobody collects that many eval examples to decide."""
 
 _BOOTSTRAP_CHUNK = 4_000_000
+_REMEMBERED = (
+    65_536  # answers: a page of a dial asks for hundreds, and for the same ones whenever it is looked at
+)
 
 
 @dataclass(frozen=True, slots=True)
 class NonInferiority:
-    """Holds the bounds on the change in accuracy, the decision, and the sample size that would decide.
-
-    `lower` and `upper` are one-sided bounds each. `needed_size` is None when no size up to
-    `MAX_NEEDED_SIZE` would decide.
-    """
+    """Holds the bounds on the change in accuracy, one-sided each, and the decision."""
 
     lower: float
     upper: float
     decision: Decision
-    needed_size: int | None
+    _found: tuple[int, int, int, float, float]  # what it was decided from
+
+    @property
+    def needed_size(self) -> int | None:
+        """The sample size that would decide; None when none up to `MAX_NEEDED_SIZE` would.
+
+        Searched for when asked: that takes many times as long as the decision.
+        """
+        return _needed_size(*self._found)
 
 
 def clopper_pearson(successes: int, n: int, confidence: float) -> tuple[float, float]:
@@ -67,6 +75,7 @@ def delta_interval(negative: int, positive: int, size: int, confidence: float) -
     return _delta_bounds(negative, positive, size, 1.0 - confidence)
 
 
+@lru_cache(maxsize=_REMEMBERED)
 def noninferiority(
     negative_flips: int, positive_flips: int, size: int, margin: float, confidence: float
 ) -> NonInferiority:
@@ -86,7 +95,7 @@ def noninferiority(
         lower=lower,
         upper=upper,
         decision=_decide(lower, upper, margin),
-        needed_size=_needed_size(negative_flips, positive_flips, size, margin, confidence),
+        _found=(negative_flips, positive_flips, size, margin, confidence),
     )
 
 
@@ -166,6 +175,7 @@ def _decide(lower: float, upper: float, margin: float) -> Decision:
     return "fail" if upper < -margin else "inconclusive"
 
 
+@lru_cache(maxsize=_REMEMBERED)
 def _needed_size(negative: int, positive: int, size: int, margin: float, confidence: float) -> int | None:
     """The smallest size that decides if both flip rates stay as observed (counts need not be whole)."""
     if size == 0:
