@@ -2,7 +2,8 @@
 
 A change of a table waits for every transaction that uses it, and everybody who comes later waits behind the change. So it
 waits for a moment only, lets the others pass, and tries again. The moment is shorter than Postgres's `deadlock_timeout` of
-one second: where a request holds one of the tables and waits for another, the migration gives way, not the request.
+one second: where a request holds one of the tables and waits for another, the migration gives way, not the request, unless it
+asks for its tables more than half a second apart.
 """
 
 import sys

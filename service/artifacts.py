@@ -31,11 +31,13 @@ SHA256 = re.compile(r"[0-9a-f]{64}")
 CHUNK = 1024 * 1024
 ALLOWED_SUFFIXES = {".json", ".safetensors", ".md"}
 # Listings are never kept: what another process has stored or removed since would be missed, and swept. A bucket that is
-# away is tried for some seconds; what is to wait longer, such as an update, tries again by itself.
+# away, or silent, is tried for a minute at most; what is to wait longer, such as an update, tries again by itself.
 BUCKET_OPTIONS = {
     "use_listings_cache": False,
-    "config_kwargs": {"retries": {"mode": "standard", "total_max_attempts": 3}},
-}
+    "config_kwargs": {
+        "connect_timeout": 5, "read_timeout": 15, "retries": {"mode": "standard", "total_max_attempts": 3},
+    },
+}  # fmt: skip
 
 
 class ArtifactDamaged(ServiceError):
@@ -61,13 +63,14 @@ class ArtifactStore:
             self._fs.protocol if isinstance(self._fs.protocol, tuple) else (self._fs.protocol,)
         )
         self._failures = _failures_of_buckets() if bucket else ()
+        if bucket:
+            self._fs.retries = 1  # s3fs's own, over those of the options
 
     def check(self) -> None:
         """Raises OSError when the store is not there, or is a folder that cannot be written."""
         with self._reached():
             self._make_folder(self._root)
-            if self._bucket:
-                self._fs.info(self._bucket)
+            self._require_bucket()
             if self._local and not os.access(self._root, os.W_OK):
                 raise PermissionError(f"{self._root} is not writable")
 
@@ -111,7 +114,10 @@ class ArtifactStore:
     def holds(self, sha256: str) -> bool:
         """Says whether an artifact of that hash is stored. Raises `StoreUnavailable` when that cannot be asked."""
         with self._access("read"), self._reached():
-            return bool(self._fs.exists(self._path(sha256)))
+            if self._fs.exists(self._path(sha256)):
+                return True
+            self._require_bucket()
+            return False
 
     def open_verified(self, sha256: str) -> BinaryIO:
         """Returns a temporary file holding the artifact.
@@ -131,6 +137,7 @@ class ArtifactStore:
             except BaseException as error:
                 spool.close()
                 if isinstance(error, FileNotFoundError):
+                    self._require_bucket()
                     raise ArtifactDamaged(
                         f"The artifact {sha256} is missing from the artifact store; {remedy}."
                     ) from None
@@ -262,6 +269,12 @@ class ArtifactStore:
         ):  # a bucket has no folders; to make "them" would make the bucket, whose name may be a mistake
             self._fs.makedirs(path, exist_ok=True)
 
+    def _require_bucket(self) -> None:
+        """Raises OSError where the bucket itself is not there: nothing in it counts as lost then."""
+        if self._bucket:
+            with self._reached():
+                self._fs.info(self._bucket)
+
     @contextmanager
     def _reached(self) -> Iterator[None]:
         """Passes on what goes wrong with a bucket as the OSError that a folder would raise."""
@@ -291,9 +304,9 @@ def write_tar(folder: Path, target: BinaryIO) -> None:
 
 
 def _failures_of_buckets() -> tuple[type[Exception], ...]:
-    """What s3fs raises beside OSError: no connection, no credentials, answers that it does not know."""
+    """What s3fs raises beside OSError: no connection, no credentials, answers that break off or that it does not know."""
     errors = import_module("botocore.exceptions")
-    return errors.BotoCoreError, errors.ClientError
+    return errors.BotoCoreError, errors.ClientError, *import_module("s3fs.core").S3_RETRYABLE_ERRORS
 
 
 def _sha256(source: BinaryIO) -> str:

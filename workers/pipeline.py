@@ -173,7 +173,7 @@ def _judge(
     candidate: Candidate,
     trained: Trained | None,
 ) -> UpdateState:
-    """Scores against the champion and records the decision; again if the champion moves in between."""
+    """Scores against the champion and records the decision; again if the champion moves, or its artifacts go, in between."""
     made: dict[Key, Measured] = {}
     batch_size = trained.plan.request.settings.evaluation_batch_size if trained else 64
     for _ in range(MAX_ROUNDS):
@@ -197,7 +197,9 @@ def _judge(
         if state is not None:
             reach("recorded")
             return state
-    raise RuntimeError(f"champion or data changed {MAX_ROUNDS} times while the candidate was recorded")
+    raise RuntimeError(
+        f"champion, data or artifacts changed {MAX_ROUNDS} times while the candidate was recorded"
+    )
 
 
 def _provenance(plan: Plan, result: TrainResult) -> dict[str, Any]:

@@ -65,6 +65,8 @@ def record_candidate(
     """Commits version, scores, admissions, verdict and decision together; None when another round is needed."""
     with session_scope(tenant=claim.tenant, role="worker") as session:
         allow_statements_of(session, seconds=STATEMENT_SECONDS_OF_RECORDING)
+        if trained is not None and not hold_artifacts(session, trained.artifacts):
+            return None  # deleted with another's of the same content; the next round stores it again
         hold_erasures(session, model_id=claim.model_id)
         model = get_model(session, model=claim.model_id, lock=True)
         champion = get_champion(session, model=model, lock=True)
@@ -76,8 +78,6 @@ def record_candidate(
                 raise RuntimeError("a candidate without a number was not trained here")
             if trained.plan.update.strategy == IMPORT:
                 require_still_untainted(session, update=trained.plan.update)
-            if not hold_artifacts(session, trained.artifacts):
-                return None  # deleted with another's of the same content; the next round stores it again
             number = _insert_version(session, model=model, trained=trained, evaluation_seconds=round_.seconds)
         record_round(session, model=model, round_=round_, number=number)
         policy = GatePolicy(**model.gate)

@@ -26,9 +26,8 @@ MAX_NEEDED_SIZE = 1_000_000
 """Sample sizes beyond this are answered with None: nobody collects that many eval examples to decide."""
 
 _BOOTSTRAP_CHUNK = 4_000_000
-_REMEMBERED = (
-    65_536  # answers: a page of a dial asks for hundreds, and for the same ones whenever it is looked at
-)
+# A page of a dial asks for hundreds of answers, and for the same ones whenever it is looked at.
+_REMEMBERED = 4_096
 
 
 @dataclass(frozen=True, slots=True)

@@ -86,6 +86,7 @@ def request_import(
     whose labels the upload's do not begin with, and a task without eval rows; `Conflict` for an adapter that is known to carry
     erased rows; `TooManyRequests` and `QuotaExceeded`; `Unavailable` where the upload was deleted with another's of the same bytes.
     """
+    _require_stored(session, upload)
     row = get_model(session, model=model, for_change=True, hold=True)
     check_queue(session, tenant=row.tenant_id)
     session.execute(
@@ -97,7 +98,6 @@ def request_import(
     contents, cut = upload.contents, row.last_batch
     require_labels_of(parent.number, known=parent.labels, labels=contents.labels)
     require_untainted(session, model_id=row.id, sha256=upload.sha256, origin_update=contents.origin_update)
-    _require_stored(session, upload)
     ids = [task.id for task in tasks]
     claimed = count_learnable(session, task_ids=ids, cut=cut) if query.rows == "learnt" else 0
     update = Update(

@@ -18,6 +18,9 @@ from service.db import Role, after_commit, session_scope
 
 log = get_logger(__name__)
 
+# The store may be slow, and the lock must last: longer than every call of it that a transaction waits for.
+BE_PATIENT = text("SET LOCAL idle_in_transaction_session_timeout = '10min'")
+PATIENT_NO_MORE = text("SET LOCAL idle_in_transaction_session_timeout TO DEFAULT")
 HOLD = text("""
     SELECT pg_advisory_xact_lock_shared(hashtextextended('artifact:' || sha256, 0))
     FROM unnest(CAST(:hashes AS text[])) sha256
@@ -26,9 +29,15 @@ TAKE = text("SELECT pg_try_advisory_xact_lock(hashtextextended('artifact:' || :s
 
 
 def hold_artifacts(session: Session, hashes: Collection[str]) -> bool:
-    """Keeps artifacts from being deleted until the transaction has ended; says whether all of them are there."""
+    """Keeps artifacts from being deleted until the transaction has ended; says whether all of them are there.
+
+    To be called before the transaction locks anything that others wait for. Raises `StoreUnavailable`.
+    """
+    session.execute(BE_PATIENT)
     session.execute(HOLD, {"hashes": list(hashes)})
-    return all(get_store().holds(sha256) for sha256 in hashes)
+    stored = all(get_store().holds(sha256) for sha256 in hashes)
+    session.execute(PATIENT_NO_MORE)  # whoever is frozen with rows locked is to lose them soon
+    return stored
 
 
 def discard_artifacts(session: Session, hashes: Collection[str]) -> None:
@@ -38,11 +47,13 @@ def discard_artifacts(session: Session, hashes: Collection[str]) -> None:
 
 
 def _remove_all(hashes: Collection[str], *, role: Role) -> None:
-    for sha256 in hashes:
+    for done, sha256 in enumerate(hashes):
         try:
             remove_unused(sha256, role=role)
-        except (OSError, SQLAlchemyError) as error:  # the sweeper of orphans tries again
-            log.warning("artifact_not_deleted", sha256=sha256, error=str(error).splitlines()[0])
+        except (OSError, SQLAlchemyError) as error:
+            # Each further one would make the caller wait as long. The sweeper of orphans takes them.
+            log.warning("artifacts_not_deleted", left=len(hashes) - done, error=str(error).partition("\n")[0])
+            return
 
 
 def remove_unused(sha256: str, *, role: Role, older_than_seconds: float = 0.0) -> bool:
@@ -52,6 +63,7 @@ def remove_unused(sha256: str, *, role: Role, older_than_seconds: float = 0.0) -
     """
     store = get_store()
     with session_scope(role=role) as session:
+        session.execute(BE_PATIENT)
         if not session.scalar(TAKE, {"sha256": sha256}) or artifacts_in_use(session, [sha256]):
             return False
         if older_than_seconds and store.age_seconds(sha256) <= older_than_seconds:

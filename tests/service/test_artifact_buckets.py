@@ -103,8 +103,14 @@ def test_a_bucket_that_nobody_made_is_not_made_by_a_mistaken_name(s3: Bucket, fo
     mistaken = ArtifactStore(s3.url.replace("palimpsest", "palimspest"))
     with pytest.raises(FileNotFoundError):
         mistaken.check()
-    with pytest.raises(StoreUnavailable):
-        mistaken.put_folder(folder)
+    sha256 = "0" * 64
+    for act in (
+        lambda: mistaken.put_folder(folder),
+        lambda: mistaken.open_verified(sha256),  # not damaged: with its right name the version may be there
+        lambda: mistaken.holds(sha256),
+    ):
+        with pytest.raises(StoreUnavailable):
+            act()
     assert [entry["Name"] for entry in s3.client.list_buckets()["Buckets"]] == ["palimpsest"]
 
 

@@ -12,18 +12,18 @@ import pytest
 from sqlalchemy import text
 
 from service import db
-from service.artifacts import get_store
+from service.artifacts import ArtifactStore, get_store
 from service.backup import WAITING_UPLOADS, take_backup
 from service.config import get_settings
 from service.db import engine_for, session_scope
 from service.imports import commands
-from service.registry.disposal import hold_artifacts, remove_unused
+from service.registry.disposal import discard_artifacts, hold_artifacts, remove_unused
 from service.updates import leases
 from service.updates.leases import Claim
 from service.updates.states import UpdateState, change_state
 from tests.scenes import World, make_client
 from tests.service.imports.uploads import files, send, tar_of
-from workers.housekeeping import ORPHAN_AGE_SECONDS, sweep_store
+from workers.housekeeping import ORPHAN_AGE_SECONDS, sweep_store, sweep_updates
 
 OTHER = tar_of(files(facts=b'{"seed": 97}'))
 
@@ -104,6 +104,35 @@ def test_an_upload_stays_while_another_attempt_may_need_it(scene: World) -> None
     with session_scope(tenant="acme", role="worker") as session:
         leases.fail_attempt(session, claim=scene.claim(), code="out_of_memory", message="no room")
     assert get_store().holds(sha256)
+
+
+def test_a_sweep_of_expired_leases_waits_for_no_store(scene: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    update, sha256 = asked_for(scene)
+    scene.claim()
+    with session_scope(tenant="acme", role="worker") as session:
+        session.execute(
+            text("UPDATE updates SET cancel_requested_at = now(), lease_expires_at = now() - interval '1 h'")
+        )
+    monkeypatch.setattr(ArtifactStore, "delete", lambda *_: pytest.fail("the store was waited for"))
+    sweep_updates()
+    assert scene.update(update)["status"] == "cancelled"
+    assert get_store().holds(sha256)
+
+
+def test_where_the_store_is_away_one_deletion_is_tried_and_the_rest_is_left_to_the_sweep(
+    scene: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashes = {get_store().put_tar(io.BytesIO(bytes([number]))) for number in range(4)}
+    tried: list[str] = []
+
+    def away(_store: ArtifactStore, sha256: str) -> None:
+        tried.append(sha256)
+        raise ConnectionError
+
+    monkeypatch.setattr(ArtifactStore, "delete", away)
+    with session_scope(tenant="acme") as session:
+        discard_artifacts(session, hashes)
+    assert len(tried) == 1
 
 
 def test_an_import_that_is_scored_again_needs_its_upload_no_more(scene: World, database: str) -> None:
