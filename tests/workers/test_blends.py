@@ -158,6 +158,7 @@ def test_nothing_is_fresh_that_the_version_had_learnt_and_the_buffer_is_the_same
     assert world.problem(again) == (422, "nothing_to_learn")
 
 
+@pytest.mark.slow
 def test_its_download_predicts_without_palimpsest_what_was_scored(
     world: World, blended: dict[str, Any], minilm: BaseFolder, tmp_path: Path
 ) -> None:
@@ -204,6 +205,7 @@ def test_a_blend_with_the_base_scales_the_adapter_and_keeps_the_head(
     assert (child / "head.safetensors").read_bytes() == (between / "head.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_blend_can_be_learnt_from_and_blended_again(
     world: World, blended: dict[str, Any], tmp_path: Path
 ) -> None:

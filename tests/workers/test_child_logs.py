@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from workers.child_logs import JsonLine, bind_context
 
 ROOT = Path(__file__).parents[2]
@@ -50,6 +52,7 @@ def test_a_later_request_forgets_the_context_of_the_one_before() -> None:
     assert "attempt" not in line
 
 
+@pytest.mark.slow
 def test_a_childs_lines_name_update_attempt_and_request(tmp_path: Path) -> None:
     script = tmp_path / "ask.py"
     script.write_text(ASK)

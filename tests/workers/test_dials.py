@@ -233,6 +233,7 @@ def test_what_fails_for_good_is_told_and_another_request_takes_it_up_again(
     assert world.ok(world.client.get(DIAL))["status"] == "done"
 
 
+@pytest.mark.slow
 def test_an_erased_eval_example_leaves_a_dial_over_the_others(world: World, dial: dict[str, Any]) -> None:
     rows = world.get("/models/triage/tasks/one/examples?split=eval")["data"]
     world.client.delete(f"/v1/models/triage/tasks/one/examples/{rows[0]['id']}")

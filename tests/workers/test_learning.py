@@ -36,6 +36,7 @@ def test_a_regressed_example_is_shown_with_its_text_and_both_answers(world: Worl
         assert flip["before"]["label"] == flip["expected"] != flip["after"]["label"]
 
 
+@pytest.mark.slow
 def test_a_report_stays_coherent_when_the_eval_set_grows(world: World) -> None:
     world.model()
     for task, labels in SUBJECTS:
@@ -58,6 +59,7 @@ def test_a_report_stays_coherent_when_the_eval_set_grows(world: World) -> None:
     assert (new["best_score"], new["forgetting"]) == (None, None)
 
 
+@pytest.mark.slow
 def test_a_task_whose_eval_rows_were_all_erased_leaves_the_gate_undecided(world: World) -> None:
     world.model(gate={"max_regression": 0.9})
     for task, labels in SUBJECTS:
@@ -69,6 +71,7 @@ def test_a_task_whose_eval_rows_were_all_erased_leaves_the_gate_undecided(world:
     assert (held["status"], held["verdict"]["decision"]) == ("awaiting_approval", "inconclusive")
 
 
+@pytest.mark.slow
 def test_a_buffer_smaller_than_its_strata_is_warned_of_and_works(world: World) -> None:
     world.model(replay={"capacity": 1})
     world.task("one", ("math", "os"))
@@ -80,6 +83,7 @@ def test_a_buffer_smaller_than_its_strata_is_warned_of_and_works(world: World) -
     assert world.get("/models/triage/versions/2")["statistics"]["replay_rows"] == 1
 
 
+@pytest.mark.slow
 def test_a_task_of_one_class_is_learnt_and_shown_for_what_it_is(world: World) -> None:
     world.model()
     world.task("one", ("math",))

@@ -149,6 +149,7 @@ def test_a_champion_that_moves_during_an_update_makes_the_candidate_wait(
     assert world.get("/models/triage")["champion"] == 0
 
 
+@pytest.mark.slow
 def test_a_held_candidate_is_compared_again_when_the_champion_moves(world: World) -> None:
     world.model()
     for task, labels in SUBJECTS[:2]:
@@ -177,6 +178,7 @@ def test_a_stale_verdict_cannot_be_approved(world: World) -> None:
     assert world.ok(world.client.post(f"/v1/updates/{second['id']}/approve"))["status"] == "promoted"
 
 
+@pytest.mark.slow
 def test_a_killed_trainer_is_tried_again_and_the_update_succeeds(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -204,6 +206,7 @@ def test_a_trainer_that_keeps_dying_fails_the_update_with_the_reason(
     assert world.get("/models/triage/versions")["data"][-1]["version"] == 0
 
 
+@pytest.mark.slow
 def test_a_stopping_worker_gives_the_update_back_and_another_finishes_it(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,6 +4,7 @@ import io
 import tarfile
 from typing import Any
 
+import pytest
 import sqlalchemy as sa
 
 from service.artifacts import get_store
@@ -50,6 +51,7 @@ def test_an_erasure_drops_what_was_derived_from_the_erased_rows_and_nothing_else
     assert world.client.get("/v1/models/triage/versions/2/adapter").status_code == 200
 
 
+@pytest.mark.slow
 def test_the_next_update_rebuilds_dropped_state_from_the_buffer(world: World) -> None:
     world.model(replay={"capacity": 20})
     learn_with_a_subject(world)
@@ -76,6 +78,7 @@ def test_an_example_that_no_version_learnt_leaves_every_state_alone(world: World
     assert stored_state(world, 1) is not None
 
 
+@pytest.mark.slow
 def test_a_guarded_task_is_evaluated_and_judged_though_nobody_learns_it(world: World) -> None:
     world.model()
     world.task("one", ("math", "os"))

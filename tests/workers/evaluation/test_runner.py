@@ -113,6 +113,7 @@ def plain_predictions(version: str, base: BaseFolder, texts: list[str]) -> list[
     return done.stdout.splitlines()
 
 
+@pytest.mark.slow
 def test_ten_plain_lines_give_the_same_predictions(
     minilm: BaseFolder, request_for: RequestFor, rows_about: Any, write_rows: Any, quietly: Any
 ) -> None:

@@ -121,6 +121,7 @@ def test_the_best_of_a_separable_portfolio_wins_and_is_trained_on_every_row(
     assert weights(request) == weights(straight), "the winner is trained as if it had been asked for"
 
 
+@pytest.mark.slow
 def test_each_rung_halves_the_candidates_and_trains_a_larger_share(
     update: Any, portfolio: Any, quietly: Any
 ) -> None:
@@ -139,6 +140,7 @@ def test_each_rung_halves_the_candidates_and_trains_a_larger_share(
     )
 
 
+@pytest.mark.slow
 def test_the_same_seed_searches_the_same_way(update: Any, portfolio: Any, quietly: Any) -> None:
     portfolio(PAIR)
     first, second = update(output="a"), update(output="b")
@@ -167,6 +169,7 @@ def test_a_stopped_search_goes_on_without_repeating_trials(
     assert weights(halted) == weights(straight)
 
 
+@pytest.mark.slow
 def test_a_stop_in_the_final_training_resumes_from_its_checkpoint(
     update: Any, portfolio: Any, quietly: Any
 ) -> None:

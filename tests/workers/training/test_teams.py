@@ -50,7 +50,10 @@ def test_the_ranks_together_take_every_row_once(size: int, fresh: int, replay: i
     assert max(sizes) - min(sizes) <= 1 + (fresh % size + replay % size > size)
 
 
-@pytest.mark.parametrize("name", FOR_MANY)
+# The first strategy in the quick run, all others in the long one.
+@pytest.mark.parametrize(
+    "name", [FOR_MANY[0], *(pytest.param(name, marks=pytest.mark.slow) for name in FOR_MANY[1:])]
+)
 def test_two_processes_give_the_loss_curve_of_one(
     request_for: RequestFor, rows_about: Any, quietly: Any, name: str
 ) -> None:
@@ -99,6 +102,7 @@ def test_a_stopped_team_resumes_to_the_same_bytes_even_with_dropout(
         assert Path(halted.output, file).read_bytes() == Path(straight.output, file).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_cancelled_team_leaves_nobody_behind(request_for: RequestFor) -> None:
     seen: list[Progress] = []
     request = request_for("sequential", ["sport", "space"], devices=2)
@@ -126,6 +130,7 @@ def test_a_rank_that_dies_fails_the_update_with_a_clear_error(request_for: Reque
     assert followers() == []
 
 
+@pytest.mark.slow
 def test_the_ranks_die_with_their_lead(tmp_path: Path) -> None:
     """The lead is killed while its rank waits to be met; nothing but the pipe tells the rank."""
     lead = subprocess.Popen(
