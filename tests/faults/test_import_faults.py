@@ -1,6 +1,8 @@
 """Faults in the middle of an import: its workers die one after the other, and it becomes one version all the same."""
 
+import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,7 @@ import pytest
 
 from tests.faults.rig import Part, Rig, until
 from tests.workers.imports.adapters import LABELS, packed, send, train_elsewhere
+from workers.housekeeping import ORPHAN_AGE_SECONDS
 from workers.training.contract import BaseFolder
 
 pytestmark = pytest.mark.slow
@@ -66,12 +69,18 @@ def test_an_import_survives_the_death_of_its_worker_at_every_stage_and_leaves_on
 
 
 @pytest.mark.timeout(600)
-def test_an_import_that_is_cancelled_after_its_worker_died_leaves_nothing(rig: Rig, tar: bytes) -> None:
+def test_an_import_that_is_cancelled_after_its_worker_died_leaves_its_upload_to_the_sweep_of_orphans(
+    rig: Rig, tar: bytes
+) -> None:
     update = asked_for(rig, tar)
     killed(rig.start_worker(**rig.armed("prepared=kill")))
     rig.world.ok(rig.world.client.post(f"/v1/updates/{update['id']}/cancel"))
     rig.start_sweeper()  # takes the lease back
     ended = rig.ended(update["id"])
     assert (ended["status"], ended["version"]) == ("cancelled", None)
+    long_ago = time.time() - 2 * ORPHAN_AGE_SECONDS
+    for upload in rig.artifacts.glob("??/*.tar"):
+        os.utime(upload, (long_ago, long_ago))
+    rig.start_sweeper()  # one that has just started looks at the store soon
     until(lambda: stored(rig) == [], what="the upload to go")
     rig.check_ledger()
