@@ -9,7 +9,10 @@ import pytest
 from service.failpoints import POINTS
 from tests.faults.rig import LEASE_SECONDS, LONG, Rig, until
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(900),
+]  # leases run out in real time, and machines are shared
 SHORT = {**LONG, "epochs": 20}
 ELSEWHERE = {
     "before_request_commit",
