@@ -69,9 +69,8 @@ def measure(size: Size, *, repeats: int) -> dict[str, Figures]:
             sign_in(browser, api_key=stack.api_key)
             pages = pages_of(size, update=f"/ui/updates/{update}")
             timed = {name: time_page(browser, stack, path, repeats=repeats) for name, path in pages.items()}
-            require_drawn(
-                browser.get(pages["version"]).text, size=size
-            )  # last: it must not be read before it is timed
+            # Last: the page must not be read before it is timed.
+            require_drawn(browser.get(pages["version"]).text, size=size)
             return timed
 
 

@@ -264,9 +264,8 @@ class ArtifactStore:
                 raise
 
     def _make_folder(self, path: str) -> None:
-        if (
-            not self._bucket
-        ):  # a bucket has no folders; to make "them" would make the bucket, whose name may be a mistake
+        # A bucket has no folders; to make "them" would make the bucket, whose name may be a mistake.
+        if not self._bucket:
             self._fs.makedirs(path, exist_ok=True)
 
     def _require_bucket(self) -> None:

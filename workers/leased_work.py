@@ -43,10 +43,7 @@ def _attempt(rows: LeasedRows[Any], claim: RowClaim, work: Work, lease: Lease, f
         leave_workspace(folder, keep=False)  # what attempts before this one left
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         work(claim, lease, folder)
-    except (
-        LeaseLost,
-        Cancelled,
-    ):  # whoever cancels such a row takes the claim: the child is told of the lost lease
+    except (LeaseLost, Cancelled):  # whoever cancels such a row takes the claim with it
         log.warning("lease_lost")
     except Stopped:
         with session_scope(tenant=claim.tenant, role="worker") as session:

@@ -1,7 +1,6 @@
 """The artifact store in a bucket: seen as it is, whole or not there, and unavailable when it is away."""
 
 import io
-import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,15 +27,6 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
 def store(s3: Bucket) -> ArtifactStore:
     """The store in it."""
     return ArtifactStore(s3.url)
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """Something to store."""
-    made = tmp_path / "version"
-    made.mkdir()
-    (made / "version.json").write_text(json.dumps(["row"] * 100))
-    return made
 
 
 def test_what_is_stored_comes_back_and_is_found_by_its_hash(

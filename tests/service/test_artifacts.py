@@ -18,15 +18,6 @@ def store(tmp_path: Path) -> ArtifactStore:
     return ArtifactStore((tmp_path / "store").as_uri())
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """Something to store."""
-    made = tmp_path / "version"
-    made.mkdir()
-    (made / "version.json").write_text(json.dumps(["row"] * 100))
-    return made
-
-
 def test_the_same_content_stored_by_many_at_once_is_stored_once_and_whole(
     store: ArtifactStore, folder: Path, tmp_path: Path
 ) -> None:
