@@ -18,6 +18,8 @@ DOCKER ?= docker
 # wait, for leases and for processes that start: one more of them than of the quick ones.
 # Whole files go to a process, in their order: what a file prepares for its tests is prepared once, and the longest come early.
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest --dist loadfile --no-loadscope-reorder
+# What a caller picks may lie wholly among the quick tests or the slow ones; pytest then ends the other run with 5.
+NONE_MAY_MATCH := $(if $(PYTEST_ARGS),|| [ $$? -eq 5 ])
 
 .PHONY: help setup demo up test test-slow test-full lint format images clean
 
@@ -34,13 +36,12 @@ up: setup ## Start Postgres, Valkey, API and worker here, in the foreground
 	@$(CD) .venv/bin/palimpsest up $(UP_ARGS)
 
 test: setup ## Run the tests that take seconds
-	@$(CD) $(PYTEST) -m "not slow" -n $(JOBS) $(PYTEST_ARGS)
+	@$(CD) $(PYTEST) -m "not slow" -n $(JOBS) $(PYTEST_ARGS) $(NONE_MAY_MATCH)
 
 test-slow: setup ## Run only the tests that take longer
-	@$(CD) $(PYTEST) -m slow -n $(SLOW_JOBS) $(PYTEST_ARGS) || [ $$? -eq 5 ] # 5: none is marked slow, or none matches PYTEST_ARGS
+	@$(CD) $(PYTEST) -m slow -n $(SLOW_JOBS) $(PYTEST_ARGS) $(NONE_MAY_MATCH)
 
-test-full: setup ## Run every test
-	@$(CD) $(PYTEST) -n $(JOBS) $(PYTEST_ARGS)
+test-full: test test-slow ## Run every test
 
 lint: setup ## Check style, format, types and the arrows between packages
 	@$(CD) failed=(); \

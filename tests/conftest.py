@@ -1,5 +1,6 @@
 """A real Postgres, a real Valkey and the real app for every test that asks for them."""
 
+import gc
 import os
 import signal
 import tempfile
@@ -50,6 +51,12 @@ def pytest_configure() -> None:
             "HF_HUB_OFFLINE": "1",
         }
     )
+
+
+def pytest_runtest_setup() -> None:
+    """Leaves what is there by now, libraries above all, out of further garbage collections: each would go through it again."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_unconfigure() -> None:

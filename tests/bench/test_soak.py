@@ -106,7 +106,7 @@ def test_a_row_stored_twice_and_a_row_not_stored_are_told_apart() -> None:
 @pytest.mark.timeout(900)
 def test_a_short_soak_loses_nothing_and_doubles_nothing(tmp_path: Path) -> None:
     figures = tmp_path / "soak.json"
-    command = [sys.executable, "-m", "bench.soak", "--minutes", "0.5", "--kills-per-minute", "10"]
+    command = [sys.executable, "-m", "bench.soak", "--minutes", "0.3", "--kills-per-minute", "12"]
     environment = {name: value for name, value in os.environ.items() if not name.startswith(OURS)}
     run = subprocess.run(
         [*command, "--workers", "2", "--json", str(figures)], env=environment, cwd=ROOT,

@@ -162,7 +162,7 @@ def predict_without_palimpsest(version: Path, texts: list[str]) -> list[str]:
 
 
 def test_an_update_stopped_with_sigterm_is_finished_after_the_next_start(up: Up) -> None:
-    update = up.post("/models/triage/updates", prepare(up, epochs=60))
+    update = up.post("/models/triage/updates", prepare(up, epochs=20))
     wait_for(lambda: training(up, update["id"]), seconds=120, what="a training step")
     assert up.stop(signal.SIGTERM) == 0
     up.start()
@@ -171,7 +171,7 @@ def test_an_update_stopped_with_sigterm_is_finished_after_the_next_start(up: Up)
 
 
 def test_an_update_killed_with_everything_is_finished_after_the_next_start(up: Up) -> None:
-    update = up.post("/models/triage/updates", prepare(up, epochs=60))
+    update = up.post("/models/triage/updates", prepare(up, epochs=20))
     wait_for(lambda: training(up, update["id"]), seconds=120, what="a training step")
     up.stop(signal.SIGKILL)
     up.start()

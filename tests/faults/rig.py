@@ -1,10 +1,7 @@
 """A rig for faults: real API and worker processes that a test starts, kills, freezes and arms with failpoints."""
 
-import ctypes
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -21,21 +18,23 @@ from service.db import engine_for, session_scope
 from service.embedded.ports import hold_port
 from service.embedded.server import EmbeddedServer
 from service.security import create_key
+from tests.faults import warm
+from tests.faults.warm import ROOT
 from tests.scenes import ALL_SCOPES, World
 
-PR_SET_PDEATHSIG = 1
-ROOT = Path(__file__).parents[2]
 FINISHED = {"promoted", "rejected", "failed", "cancelled"}
 LEASE_SECONDS = 3.0
 LONG = {"epochs": 400, "max_length": 32, "batch_size": 8, "seed": 1}  # minutes: a fault meets it at work
+SHORT = {**LONG, "epochs": 12}  # seconds: long enough for that, and it ends
+QUICK = {**LONG, "epochs": 1, "max_length": 16}  # where only the end matters
 
 
-def until(condition: Callable[[], Any], *, seconds: float = 240.0, what: str) -> Any:
+def until(condition: Callable[[], Any], *, seconds: float = 240.0, every: float = 0.1, what: str) -> Any:
     """Polls until the condition gives something true, and returns that."""
     deadline = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < deadline, f"waited {seconds:g} s for {what}"
-        time.sleep(0.05)
+        time.sleep(every)
     return found
 
 
@@ -43,20 +42,30 @@ class Part:
     """A process in a group of its own, its output in a file."""
 
     def __init__(
-        self, name: str, arguments: Sequence[str], *, environment: dict[str, str], log: Path
+        self,
+        name: str,
+        arguments: Sequence[str],
+        *,
+        environment: dict[str, str],
+        log: Path,
+        anew: bool = False,
     ) -> None:
+        """`arguments` are those of `palimpsest`; `anew` gives it a new interpreter."""
         self.name = name
         self.log_file = log
-        with log.open("ab") as output:
-            self.process = subprocess.Popen(
-                arguments, env=environment, stdout=output, stderr=output, cwd=ROOT, start_new_session=True,
-                preexec_fn=_die_with_parent,
-            )  # fmt: skip
+        log.touch()
+        self._process = warm.start(arguments, environment=environment, log=log, anew=anew)
 
     @property
     def pid(self) -> int:
         """The process's id, which is also its group's."""
-        return self.process.pid
+        assert self._process.pid is not None
+        return self._process.pid
+
+    @property
+    def status(self) -> int | None:
+        """The exit status (negative: the signal); `None` while the process lives."""
+        return self._process.exitcode
 
     @property
     def log(self) -> str:
@@ -65,7 +74,8 @@ class Part:
 
     def send(self, number: signal.Signals) -> None:
         """Sends a signal to the process alone."""
-        self.process.send_signal(number)
+        if self.status is None:
+            os.kill(self.pid, number)
 
     def send_group(self, number: signal.Signals) -> None:
         """Sends a signal to the process and all its descendants, as a terminal or a service manager does."""
@@ -73,7 +83,9 @@ class Part:
 
     def gone(self, *, seconds: float = 30.0) -> int:
         """Waits for its end; returns the exit status (negative: the signal)."""
-        return self.process.wait(seconds)
+        self._process.join(seconds)
+        assert self.status is not None, f"{self.name} still runs after {seconds:g} s"
+        return self.status
 
     def descendants(self) -> list[psutil.Process]:
         """Every living process below it."""
@@ -98,7 +110,7 @@ class Part:
                 os.killpg(self.pid, number)
             except ProcessLookupError:
                 break
-        self.process.wait(30)
+        self.gone()
 
 
 class Rig:
@@ -138,27 +150,31 @@ class Rig:
         client = httpx.Client(
             base_url=f"http://127.0.0.1:{port}", headers={"Authorization": f"Bearer {self.key}"}, timeout=60
         )
-        until(lambda: part.process.poll() is not None or _alive(client), what="the API")
-        assert part.process.poll() is None, part.log
+        until(lambda: part.status is not None or _alive(client), what="the API")
+        assert part.status is None, part.log
         self.clients.append(client)
         self.world = World(client)  # type: ignore[arg-type]  # a TestClient is an httpx client, and World needs no more
         return client
 
-    def start_worker(self, **environment: str) -> Part:
+    def start_worker(self, *, anew: bool = False, **environment: str) -> Part:
         """Starts one more worker and returns it; it may not have connected yet."""
         number = sum(part.name.startswith("worker") for part in self.parts) + 1
-        return self._start(f"worker-{number}", ["worker", "--name", f"worker-{number}"], environment)
+        name = f"worker-{number}"
+        return self._start(name, ["worker", "--name", name], environment, anew=anew)
 
-    def start_sweeper(self) -> Part:
+    def start_sweeper(self, **environment: str) -> Part:
         """Starts a process that only sweeps and returns it."""
-        return self._start("sweeper", ["sweeper"], {})
+        return self._start("sweeper", ["sweeper"], environment)
 
-    def _start(self, name: str, arguments: Sequence[str], environment: dict[str, str]) -> Part:
+    def _start(
+        self, name: str, arguments: Sequence[str], environment: dict[str, str], *, anew: bool = False
+    ) -> Part:
         part = Part(
             name,
-            [sys.executable, "-m", "service.cli", *arguments],
+            arguments,
             environment={**self.environment, **environment},
             log=self.folder / f"{name}-{len(self.parts)}.log",
+            anew=anew,
         )
         self.parts.append(part)
         return part
@@ -211,7 +227,7 @@ class Rig:
             update = self.world.update(update_id)
             return update if update["status"] in {*FINISHED, "awaiting_approval"} else None
 
-        found: dict[str, Any] = until(over, seconds=seconds, what="the update's end")
+        found: dict[str, Any] = until(over, seconds=seconds, every=0.4, what="the update's end")
         return found
 
     def events(self, update_id: str) -> list[dict[str, Any]]:
@@ -292,11 +308,6 @@ class Beside(ABC):
     @abstractmethod
     def _run(self) -> None:
         """Goes on until `_stopping` is set."""
-
-
-def _die_with_parent() -> None:
-    """A test run that is killed leaves no process behind."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _alive(client: httpx.Client) -> bool:

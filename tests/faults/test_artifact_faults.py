@@ -12,13 +12,11 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.faults.rig import LONG, Part, Rig, until
+from tests.faults.rig import QUICK, SHORT, Part, Rig, until
 from tests.scenes import docstrings
 
 pytestmark = pytest.mark.slow
 
-SHORT = {**LONG, "epochs": 4}
-LONGER = {**LONG, "epochs": 20}
 ROOM_BYTES = 64 * 1024  # for rows and logs; a checkpoint or an adapter takes more
 OLD_SECONDS = 2 * 3600
 
@@ -36,7 +34,7 @@ def whole(part: Part) -> list[psutil.Process]:
     return [psutil.Process(part.pid), *part.descendants()]
 
 
-def request(rig: Rig, task: str, training: dict[str, object] = SHORT, **fields: object) -> str:
+def request(rig: Rig, task: str, training: dict[str, object] = QUICK, **fields: object) -> str:
     """Posts an update and returns its id."""
     update: str = rig.world.request(task, training=training, **fields)["id"]
     return update
@@ -77,7 +75,7 @@ def test_no_work_folder_and_no_room_in_it_fail_updates_after_every_attempt_and_t
     limit_files(psutil.Process(worker.pid), to=ROOM_BYTES)  # inherited by the training child
     rig.learnable("one")
     for reason in ("Not a directory", "File too large"):
-        end = ended(rig, request(rig, "one", LONGER))
+        end = ended(rig, request(rig, "one", SHORT))
         assert (end["status"], end["attempt"], end["version"]) == ("failed", 3, None)
         assert failed_attempts(rig, end["id"]) == ["work_folder_unwritable"] * 3
         assert reason in end["error"]["message"]
@@ -94,7 +92,7 @@ def test_no_work_folder_and_no_room_in_it_fail_updates_after_every_attempt_and_t
 def test_a_store_without_room_costs_attempts_and_leaves_nothing_half_written(rig: Rig) -> None:
     worker = rig.start_worker()
     rig.learnable("one")
-    update = request(rig, "one", LONGER)
+    update = request(rig, "one", SHORT)
     rig.at(update)
     limit_files(psutil.Process(worker.pid), to=ROOM_BYTES)  # the worker stores, its child does not
     until(lambda: failed_attempts(rig, update), what="an attempt to fail")

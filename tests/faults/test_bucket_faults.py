@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.buckets import Bucket, bucket
-from tests.faults.rig import LONG, Rig, until
+from tests.faults.rig import QUICK, SHORT, Rig, until
 from tests.faults.test_artifact_faults import failed_attempts
 
 pytestmark = pytest.mark.slow
@@ -23,10 +23,10 @@ def test_updates_are_learnt_into_a_bucket_and_outlive_its_absence(rig: Rig, s3: 
     rig.start_api()
     rig.start_worker()
     rig.learnable("one", "two")
-    assert rig.world.client.get("/readyz").json()["checks"]["artifacts"] == "ok"
-    assert rig.ended(rig.world.request("one", training={**LONG, "epochs": 4})["id"])["version"] == 1
+    until(lambda: rig.world.client.get("/readyz").json()["checks"]["artifacts"] == "ok", what="the store")
+    assert rig.ended(rig.world.request("one", training=QUICK)["id"])["version"] == 1
 
-    update = rig.world.request("two", training={**LONG, "epochs": 20})["id"]
+    update = rig.world.request("two", training=SHORT)["id"]
     rig.at(update)
     s3.stop()
     assert rig.world.client.get("/readyz").status_code == 503

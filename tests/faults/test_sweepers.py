@@ -1,6 +1,5 @@
 """Several sweepers over the same expired leases: each expiry is counted once."""
 
-import sys
 from collections import Counter
 
 import pytest
@@ -17,12 +16,7 @@ LEASED_TO_THE_SAME_MOMENT = (
 
 def start_sweeper(rig: Rig) -> Part:
     """Starts a sweeper as operators do."""
-    part = Part(
-        "sweeper", [sys.executable, "-m", "workers.housekeeping"],
-        environment={**rig.environment, "PALIMPSEST_SWEEP_SECONDS": "0.05"},
-        log=rig.folder / f"sweeper-{len(rig.parts)}.log",
-    )  # fmt: skip
-    rig.parts.append(part)
+    part = rig.start_sweeper(PALIMPSEST_SWEEP_SECONDS="0.05")
     until(lambda: "sweeper_started" in part.log, what="the sweeper")
     return part
 

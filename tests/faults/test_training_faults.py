@@ -4,10 +4,9 @@ import signal
 
 import pytest
 
-from tests.faults.rig import LONG, Rig, until
+from tests.faults.rig import SHORT, Rig, until
 
 pytestmark = pytest.mark.slow
-SHORT = {**LONG, "epochs": 20}
 
 
 def test_a_killed_child_costs_one_attempt_and_the_next_goes_on_from_the_checkpoint(rig: Rig) -> None:

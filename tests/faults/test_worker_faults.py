@@ -7,13 +7,12 @@ import psutil
 import pytest
 
 from service.failpoints import POINTS
-from tests.faults.rig import LEASE_SECONDS, LONG, Rig, until
+from tests.faults.rig import LEASE_SECONDS, LONG, SHORT, Rig, until
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(900),
 ]  # leases run out in real time, and machines are shared
-SHORT = {**LONG, "epochs": 20}
 ELSEWHERE = {
     "before_request_commit",
     "after_request_commit",
@@ -43,7 +42,7 @@ def test_a_killed_workers_child_goes_with_it_and_another_worker_finishes_the_upd
 def test_a_worker_frozen_past_its_lease_can_write_nothing_when_it_wakes(rig: Rig) -> None:
     frozen = rig.start_worker()
     rig.learnable("one")
-    update = rig.world.request("one", training=SHORT)["id"]
+    update = rig.world.request("one", training={**LONG, "epochs": 20})["id"]
     rig.at(update)
     frozen.send(signal.SIGSTOP)
     rig.start_worker()

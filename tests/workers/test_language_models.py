@@ -1,11 +1,13 @@
 """The main job with a real language model: learn two skills, keep an eye on what the base could do, roll back."""
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from tests.scenes import World, docstrings
+from tests.conftest import emptied
+from tests.scenes import World, docstrings, make_client
 
 pytestmark = pytest.mark.slow
 
@@ -36,9 +38,11 @@ def naming(module: str, *, train: int, held: int) -> list[dict[str, Any]]:
     ]
 
 
-@pytest.fixture
-def taught(world: World) -> World:
+@pytest.fixture(scope="module")
+def taught(database_url: str, redis_url: str) -> Iterator[World]:
     """A model with a guarded general task that has learnt two skills, rehearsing general text with the second."""
+    emptied(database_url)
+    world = World(make_client("acme"))
     world.model("writer", base_model="smollm2-135m", task_type="causal-lm", replay={"capacity": 40})
     for task, module in (("general", ""), ("maths", "math"), ("files", "os")):
         body = {"guarded": True} if task == "general" else {}
@@ -49,7 +53,8 @@ def taught(world: World) -> World:
     assert world.learn("maths", "general", **common)["status"] == "promoted"
     twice = {**common, "training": {**TRAINING, "repeats": 2}}
     assert world.learn("files", **twice)["status"] == "promoted"
-    return world
+    yield world
+    emptied(database_url)
 
 
 def test_the_report_shows_general_text_and_every_skill_at_every_version(taught: World) -> None:
@@ -86,8 +91,6 @@ def test_the_report_shows_general_text_and_every_skill_at_every_version(taught: 
     assert len(outcomes) == 5
     assert all(outcome["predicted"] is None and outcome["score"] < 0 for outcome in outcomes)
     assert taught.client.get("/v1/models/writer/versions/2/flips").status_code == 200
-    rolled = taught.ok(taught.client.post("/v1/models/writer/rollback", json={"reason": "drill"}))
-    assert (rolled["champion"], rolled["rolled_back_from"]) == (1, 2)
 
 
 def test_the_dial_of_a_language_model_has_graded_scores_with_bootstrap_bounds(taught: World) -> None:
@@ -107,3 +110,8 @@ def test_the_dial_of_a_language_model_has_graded_scores_with_bootstrap_bounds(ta
         assert low < task["score"] < high
         assert task["measures"]["perplexity"] > 1
     assert dial["points"][1]["old_tasks"] in ("pass", "fail", "inconclusive")
+
+
+def test_a_language_model_is_rolled_back(taught: World) -> None:
+    rolled = taught.ok(taught.client.post("/v1/models/writer/rollback", json={"reason": "drill"}))
+    assert (rolled["champion"], rolled["rolled_back_from"]) == (1, 2)

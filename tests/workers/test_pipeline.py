@@ -14,6 +14,7 @@ from workers.lease import Lease
 from workers.training.contract import Progress
 
 LONG = {**World.TRAINING, "epochs": 20}  # long enough that a signal meets the child at work
+BRIEF = {**World.TRAINING, "epochs": 1, "max_length": 16}
 SUBJECTS = (("one", ("math", "os")), ("two", ("random", "socket")), ("three", ("string", "shutil")))
 
 
@@ -282,7 +283,7 @@ def test_every_strategy_of_the_catalogue_carries_an_update_to_its_end(world: Wor
         world.model(name)
         for task, labels in SUBJECTS[:2]:
             world.task(task, labels, model=name)
-            update = world.learn(task, model=name, strategy={"name": name})
+            update = world.learn(task, model=name, strategy={"name": name}, training=BRIEF)
             assert update["status"] == "promoted", (name, update["error"])
         scores: dict[str, Any] = {
             s["task"]: s["score"] for s in world.get(f"/models/{name}/versions/2")["scores"]
