@@ -1,4 +1,4 @@
-"""Palimpsest's processes, forked from one that has imported the libraries: ready in two seconds of a core instead of twelve.
+"""Palimpsest's processes, forked from one that has imported the libraries: ready in one or two seconds instead of ten.
 
 Each is a process like one that a shell starts: its own group, environment, output and signals, and our own modules
 imported by itself. What it would start in a new interpreter (Celery, the fork server of a worker's training) it forks.
@@ -10,6 +10,7 @@ import os
 import runpy
 import signal
 import sys
+import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from multiprocessing import forkserver, util
@@ -55,9 +56,7 @@ def _run(arguments: list[str], environment: dict[str, str], log: Path, anew: boo
     os.environ.update(environment)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if anew:
-        os.execv(
-            sys.executable, [sys.executable, "-m", "service.cli", *arguments]
-        )  # a fixed program, no shell
+        os.execv(sys.executable, [sys.executable, "-m", "service.cli", *arguments])
     from service.cli import main, operating
 
     operating._become_module = _become_module
@@ -81,11 +80,10 @@ def _fork(_path: object, arguments: Sequence[str], descriptors: Sequence[int]) -
             if descriptor not in {0, 1, 2, *descriptors}:
                 with suppress(OSError):  # the one that listed them
                     os.close(descriptor)
-        sys.modules.pop(
-            TRAINING, None
-        )  # run anew where it is asked for: it says which signals a server leaves alone
+        # Its last line says which signals a server leaves alone: it is run here too.
+        sys.modules.pop(TRAINING, None)
         exec(arguments[-1], {})  # the code is multiprocessing's own
-    except SystemExit:
+    except Exception:
+        traceback.print_exc()
+    finally:  # whatever came of it, nothing of the process that was forked may go on here
         os._exit(0)
-    finally:
-        os._exit(1)
