@@ -57,7 +57,8 @@ class ArtifactStore:
 
     def __init__(self, url: str) -> None:
         bucket = url.startswith("s3://")
-        self._fs, self._root = fsspec.core.url_to_fs(url, **(BUCKET_OPTIONS if bucket else {}))
+        options = {**BUCKET_OPTIONS, "session": _session_of_buckets()} if bucket else {}
+        self._fs, self._root = fsspec.core.url_to_fs(url, **options)
         self._bucket = self._root.split("/", 1)[0] if bucket else None
         self._local = "file" in (
             self._fs.protocol if isinstance(self._fs.protocol, tuple) else (self._fs.protocol,)
@@ -306,6 +307,14 @@ def _failures_of_buckets() -> tuple[type[Exception], ...]:
     """What s3fs raises beside OSError: no connection, no credentials, answers that break off or that it does not know."""
     errors = import_module("botocore.exceptions")
     return errors.BotoCoreError, errors.ClientError, *import_module("s3fs.core").S3_RETRYABLE_ERRORS
+
+
+def _session_of_buckets() -> Any:
+    """What s3fs makes its clients from, without `Expect: 100-continue`, whose answer aiohttp awaits beyond every time-out."""
+    fsspec.get_filesystem_class("s3")  # says what to install where it is missing
+    session = import_module("aiobotocore.session").AioSession()
+    session.unregister("before-call.s3", import_module("botocore.handlers").add_expect_header)
+    return session
 
 
 def _sha256(source: BinaryIO) -> str:

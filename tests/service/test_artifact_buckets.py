@@ -1,13 +1,14 @@
 """The artifact store in a bucket: seen as it is, whole or not there, and unavailable when it is away."""
 
 import io
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from service.artifacts import ArtifactDamaged, ArtifactStore, StoreUnavailable
+from service.artifacts import BUCKET_OPTIONS, ArtifactDamaged, ArtifactStore, StoreUnavailable
 from tests.buckets import Bucket, bucket
 
 PART_BYTES = 50 * 2**20  # larger objects are uploaded in parts
@@ -87,6 +88,24 @@ def test_a_bucket_that_is_away_is_unavailable_and_damages_nothing(
     s3.start()
     store.check()
     store.open_verified(sha256).close()
+
+
+def test_a_bucket_that_takes_calls_and_never_answers_is_unavailable_before_long(
+    monkeypatch: pytest.MonkeyPatch, s3: Bucket, folder: Path
+) -> None:
+    monkeypatch.setitem(
+        BUCKET_OPTIONS, "config_kwargs", {**BUCKET_OPTIONS["config_kwargs"], "read_timeout": 0.3}
+    )
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as silent:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        store = ArtifactStore(s3.url)
+        began = time.monotonic()
+        for act in (lambda: store.open_verified("0" * 64), lambda: store.put_folder(folder)):
+            with pytest.raises(StoreUnavailable, match="ARTIFACT_URL"):
+                act()
+        with pytest.raises(OSError, match=r"[Tt]imeout"):
+            store.check()
+        assert time.monotonic() - began < 60  # a minute at most with time-outs fifty times as long
 
 
 def test_a_bucket_that_nobody_made_is_not_made_by_a_mistaken_name(s3: Bucket, folder: Path) -> None:
