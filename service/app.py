@@ -27,6 +27,7 @@ from service.registry.routes import router as registry
 from service.reports.routes import router as reports
 from service.request_context import RequestContext
 from service.response_headers import ResponseHeaders
+from service.security import warn_of_default_pepper
 from service.storage.routes import router as storage
 from service.tasks.routes import router as tasks
 from service.tracing import configure_tracing, telemetry_of_requests
@@ -95,6 +96,7 @@ def create_app() -> FastAPI:
 async def _lifespan(_app: FastAPI) -> AsyncIterator[None]:
     # Twice as many threads as turns: whoever holds a session finds one, and so do callers yet to be authenticated.
     current_default_thread_limiter().total_tokens = 2 * get_settings().database_pool_size
+    warn_of_default_pepper()
     yield
     get_hub().close()
 

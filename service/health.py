@@ -94,5 +94,20 @@ async def _check_redis() -> None:
         await redis.ping()
 
 
-async def _check_artifacts() -> None:
-    await asyncio.to_thread(get_store().check)
+class _StoreCheck:
+    """The check of the store that is under way, which all who ask meanwhile await: one that hangs holds one thread."""
+
+    def __init__(self) -> None:
+        self._task: asyncio.Task[None] | None = None
+
+    async def __call__(self) -> None:
+        task = self._task
+        if task is None or task.done() or task.get_loop() is not asyncio.get_running_loop():
+            task = self._task = asyncio.create_task(asyncio.to_thread(get_store().check))
+            task.add_done_callback(
+                lambda done: done.cancelled() or done.exception()
+            )  # nobody may be left to hear it
+        await asyncio.shield(task)
+
+
+_check_artifacts = _StoreCheck()

@@ -16,6 +16,7 @@ from typing import Any
 from sqlalchemy import CursorResult, Row, delete, func, or_, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
+from structlog import get_logger
 
 from service.audit.commands import record
 from service.config import Settings, get_settings
@@ -23,6 +24,8 @@ from service.credentials import Proof, SessionProof, hash_secret, read_key, read
 from service.db import session_scope
 from service.errors import Conflict, Forbidden, NotFound, Unauthenticated, Unprocessable
 from service.models import ApiKey, AuditAction, EndedSession, Tenant, new_id
+
+log = get_logger(__name__)
 
 LAST_USED_RESOLUTION = timedelta(minutes=1)
 MAX_OVERLAP = timedelta(days=30)
@@ -283,6 +286,16 @@ def _objection(row: Row[Any] | None, proof: Proof, *, ended: frozenset[str]) -> 
 def pepper_is_the_default() -> bool:
     """Says whether the operator left the pepper as it is in the source."""
     return bool(get_settings().key_pepper == Settings.model_fields["key_pepper"].default)
+
+
+def warn_of_default_pepper() -> None:
+    """Logs a warning where the pepper is the one that everybody knows; for every process that starts."""
+    if pepper_is_the_default():
+        log.warning(
+            "default_pepper",
+            consequence="anybody can forge receipts of erasures, and whoever reads the database the signatures of webhooks",
+            remedy="set PALIMPSEST_KEY_PEPPER before the first key is made",
+        )
 
 
 def expiry_after(duration: timedelta) -> datetime:

@@ -11,6 +11,7 @@ from celery.signals import setup_logging, worker_init, worker_ready, worker_shut
 from service.config import get_settings
 from service.logs import configure_logging
 from service.queue import celery_app
+from service.security import warn_of_default_pepper
 from service.tracing import configure_tracing
 from workers.child import start_forkserver
 from workers.housekeeping import sweep_forever
@@ -32,6 +33,7 @@ def on_worker_init(**_: object) -> None:
     """Starts the fork server, so that a child with torch loaded is ready in a blink, and tracing where it is on."""
     start_forkserver(get_settings().torch_threads)
     configure_tracing("palimpsest-worker")
+    warn_of_default_pepper()
 
 
 @worker_ready.connect  # type: ignore[untyped-decorator]  # celery ships no types

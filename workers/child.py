@@ -36,7 +36,7 @@ from workers.training.contract import (
     TrainRequest,
     TrainResult,
 )
-from workers.training.errors import Cancelled, ChildDied, Stopped, TrainingFailed
+from workers.training.errors import Cancelled, ChildDied, Stopped, TrainingFailed, reason_of
 from workers.watchdog import Limits, Watchdog
 
 __all__ = ["Cancelled", "ChildDied", "Stopped", "Trainer", "TrainingFailed", "start_forkserver"]
@@ -288,7 +288,7 @@ def answer(call: str, request: Any, reporter: "Reporter", should_stop: Watch) ->
         code = "out_of_memory" if type(error).__name__ == "OutOfMemoryError" else "internal_error"
         log.exception("child_failed")
         detail = {"traceback": traceback.format_exc()[-4000:]}
-        return "failed", TrainingFailed(code, f"{type(error).__name__}: {error}", detail)
+        return "failed", TrainingFailed(code, f"{type(error).__name__}: {reason_of(error)}", detail)
 
 
 class Inbox:

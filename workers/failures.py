@@ -7,7 +7,7 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from service.errors import ServiceError
-from workers.training.errors import ChildDied, TrainingFailed, unwritable_work_folder
+from workers.training.errors import ChildDied, TrainingFailed, reason_of, unwritable_work_folder
 
 DATABASE_ERRORS = (OperationalError, InterfaceError, PoolTimeout)
 AWAY_STATES = ("08", "57P", "53300")  # connection exceptions, shutdowns, too many connections
@@ -45,7 +45,7 @@ def described(error: Exception) -> Failure:
     return Failure(
         code=code,
         message=recordable(
-            error.message if isinstance(error, TrainingFailed) else str(error) or type(error).__name__
+            error.message if isinstance(error, TrainingFailed) else reason_of(error) or type(error).__name__
         ),
         final=isinstance(error, TrainingFailed | ServiceError) and code not in MAY_PASS,
         unexpected=not isinstance(error, TrainingFailed | ServiceError | ChildDied | OSError),

@@ -24,7 +24,7 @@ from service.logs import configure_logging
 from service.models import Update
 from service.queue import QUEUE, nudge_workers
 from service.registry.disposal import artifacts_in_use, remove_unused
-from service.security import forget_ended_sessions
+from service.security import forget_ended_sessions, warn_of_default_pepper
 from service.storage.retention import (
     delete_old_events,
     delete_old_examples,
@@ -81,6 +81,8 @@ def _sweep_every(seconds: float, sweep: Callable[[], object], stopping: threadin
                 "sweep_failed",
                 error=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
             )
+        except Exception:  # a mistake in one sweep must not be the end of all that would come
+            log.exception("sweep_failed")
 
 
 def sweep_updates() -> list[str]:
@@ -210,6 +212,7 @@ def main() -> None:
     """Sweeps until SIGTERM or Ctrl-C."""
     configure_logging()
     configure_tracing("palimpsest-sweeper")
+    warn_of_default_pepper()
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())

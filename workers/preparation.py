@@ -10,6 +10,7 @@ from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
+from structlog import get_logger
 
 from service.artifacts import ArtifactDamaged, get_store
 from service.config import BaseCheckpoint, get_settings
@@ -27,7 +28,10 @@ from service.updates.leases import Claim, set_parent
 from service.updates.queries import get_update_tasks
 from workers.lease import LeaseLost
 from workers.training.contract import AdapterSettings, BaseFolder, TrainingSettings, TrainRequest
+from workers.training.errors import reason_of
 from workers.workspace import CHECKPOINTS, work_root
+
+log = get_logger(__name__)
 
 
 class NothingToLearn(ServiceError):
@@ -304,8 +308,9 @@ def base_folder(name: str) -> BaseFolder:
     folder = _locate(name, entry)
     file = entry.gguf or "config.json"
     if not (folder / file).exists():
+        log.error("base_model_missing", base_model=name, folder=str(folder), file=file)
         raise BaseModelMissing(
-            f"The base model '{name}' should lie in {folder}, but there is no {file} there."
+            f"The base model '{name}' has no {file} in its folder on this worker, whose log says where that is."
         )
     cache = None if entry.gguf is None else str(_base_cache())
     return BaseFolder(
@@ -353,7 +358,7 @@ def _hub_snapshot(name: str, entry: BaseCheckpoint) -> Path:
         how = (
             "it is not in the local cache, and PALIMPSEST_HUB_OFFLINE forbids fetching it"
             if offline
-            else str(error)
+            else reason_of(error)
         )
         raise BaseModelMissing(
             f"The base model '{name}' ({entry.hub_id}@{entry.revision}) cannot be had: {how}."

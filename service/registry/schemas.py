@@ -60,7 +60,7 @@ class AdapterSpec(Body):
             storable(value)
             try:
                 re.compile(value)
-            except re.error as error:
+            except (re.error, OverflowError, RecursionError) as error:
                 raise ValueError(f"not a regular expression: {error}") from None
         return value
 

@@ -162,9 +162,9 @@ class Rig:
         name = f"worker-{number}"
         return self._start(name, ["worker", "--name", name], environment, anew=anew)
 
-    def start_sweeper(self, **environment: str) -> Part:
+    def start_sweeper(self, *, anew: bool = False, **environment: str) -> Part:
         """Starts a process that only sweeps and returns it."""
-        return self._start("sweeper", ["sweeper"], environment)
+        return self._start("sweeper", ["sweeper"], environment, anew=anew)
 
     def _start(
         self, name: str, arguments: Sequence[str], environment: dict[str, str], *, anew: bool = False

@@ -185,7 +185,7 @@ def test_a_worker_killed_on_either_side_of_the_rename_leaves_one_version_and_no_
 def _sweep(rig: Rig, litter: list[Path]) -> None:
     """Makes litter look old and has a sweeper of its own remove it."""
     _age(*litter)
-    sweeper = rig.start_sweeper()
+    sweeper = rig.start_sweeper(anew=True)  # as operators start it
     until(lambda: not any(file.exists() for file in litter), seconds=180, what="the litter to be swept")
     sweeper.end()
 

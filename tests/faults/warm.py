@@ -73,6 +73,7 @@ def _become_module(module: str, *arguments: str) -> NoReturn:
 
 def _fork(_path: object, arguments: Sequence[str], descriptors: Sequence[int]) -> int:
     """Runs `python -c CODE` in a fork, which has no descriptors but those passed on."""
+    assert arguments[-2] == "-c", "not one of multiprocessing's servers"
     if pid := os.fork():
         return pid
     try:

@@ -136,6 +136,14 @@ def test_services_use_images_and_commands_that_exist() -> None:
         assert service.get("command", ["api"])[0] in ("api", "worker", "sweeper", "migrate")
 
 
+def test_only_what_listens_on_the_apis_port_is_checked_there() -> None:
+    for name in OWN_SERVICES:
+        service = COMPOSE["services"][name]
+        listens = service.get("command", ["api"]) == ["api"]
+        if service["build"]["target"] == "api" and not listens:  # or `up --wait` waits for it in vain
+            assert service["healthcheck"] == {"disable": True}, name
+
+
 def test_the_gpu_worker_asks_for_one_gpu_and_only_under_its_profile() -> None:
     worker = COMPOSE["services"]["worker-gpu"]
     assert worker["profiles"] == ["gpu"]

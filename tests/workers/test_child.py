@@ -162,7 +162,7 @@ def test_an_error_in_the_child_comes_back_with_its_code(trainer: Trainer, reques
     with pytest.raises(TrainingFailed) as unforeseen:
         trainer.train(replace(request, fresh="/nonexistent"), on_progress=lambda _: None, watch=lambda: None)
     assert unforeseen.value.code == "internal_error"
-    assert "FileNotFoundError" in unforeseen.value.message
+    assert unforeseen.value.message == "FileNotFoundError: No such file or directory"
     assert "Traceback" in unforeseen.value.detail["traceback"]
 
 

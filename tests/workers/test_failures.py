@@ -22,3 +22,8 @@ def test_what_cannot_be_stored_is_written_out_and_the_rest_is_left_as_it_is() ->
     assert described(RuntimeError("a\0b \ud800 größer")).message == "a\\x00b \\ud800 größer"
     assert described(RuntimeError("x" * 3000)).message == "x" * (MOST_CHARACTERS - 1) + "…"
     assert described(RuntimeError("x" * MOST_CHARACTERS)).message == "x" * MOST_CHARACTERS
+
+
+def test_a_path_of_the_worker_is_not_told_to_whoever_asked_for_the_update() -> None:
+    error = FileNotFoundError(2, "No such file or directory", "/srv/models/secret/config.json")
+    assert described(error).message == "No such file or directory"
