@@ -66,7 +66,7 @@ def _skip_to_next_line(body: BinaryIO) -> None:
 def _size(value: object) -> int:
     try:
         return len(encode_json(value).encode(errors="surrogatepass"))
-    except ValueError:  # a number no JSON writer takes; the row's own check says so
+    except (ValueError, RecursionError):  # what no JSON writer takes; the row's own check says so
         return 0
 
 
