@@ -200,6 +200,11 @@ class Settings(BaseSettings):
     )
     webhook_log_days: int = Field(default=30, ge=1, description="how long finished deliveries are kept")
 
+    # Requests with an Idempotency-Key
+    idempotency_days: int = Field(
+        default=7, ge=1, description="how long answers are kept for repeats of their requests"
+    )
+
     # For tests of faults; see service/failpoints.py
     failpoints: str = ""
     failpoints_once: Path | None = None

@@ -7,6 +7,7 @@ import shutil
 import signal
 import threading
 from collections.abc import Callable
+from typing import Any
 
 from redis import Redis
 from redis.exceptions import RedisError
@@ -21,10 +22,11 @@ from service.dials.leases import DIALS
 from service.errors import NotFound
 from service.forecasts.leases import FORECASTS
 from service.logs import configure_logging
-from service.models import Update
+from service.models import Update, UpdateState
 from service.queue import QUEUE, nudge_workers
 from service.registry.disposal import artifacts_in_use, remove_unused
 from service.security import forget_ended_sessions, warn_of_default_pepper
+from service.storage.answers import delete_old_answers
 from service.storage.retention import (
     delete_old_events,
     delete_old_examples,
@@ -36,7 +38,7 @@ from service.updates.leases import sweep_expired, work_is_waiting
 from service.updates.states import FINISHED
 from service.webhooks.leases import delete_old_deliveries
 from workers.webhooks import deliver_forever
-from workers.workspace import work_root
+from workers.workspace import remove_attempts, work_root
 
 log = get_logger(__name__)
 MAX_WAITING_HINTS = 20  # more of them tell the workers nothing new
@@ -66,6 +68,7 @@ def sweep_seldom() -> None:
     sweep_retention()
     sweep_deliveries()
     sweep_ended_sessions()
+    sweep_answers()
     sweep_store()
     sweep_work_folders()
 
@@ -146,19 +149,19 @@ def _sweep_model(tenant: str, model: str) -> None:
     with session_scope(tenant=tenant, role="worker") as session:
         versions = remove_artifacts(session, model=model)
     removed = {
-        "examples": _in_batches(tenant, model, delete_old_examples),
-        "events": _in_batches(tenant, model, delete_old_events),
+        "examples": _in_batches(tenant, delete_old_examples, model=model),
+        "events": _in_batches(tenant, delete_old_events, model=model),
     }
     if versions or any(removed.values()):
         log.info("retention_applied", tenant=tenant, model=model, artifacts_of=versions, **removed)
 
 
-def _in_batches(tenant: str, model: str, delete: Callable[..., int]) -> int:
+def _in_batches(tenant: str, delete: Callable[..., int], **which: Any) -> int:
     """Deletes batch after batch, each in a transaction of its own; what is left over waits for the next sweep."""
     total = 0
     for _ in range(RETENTION_BATCHES):
         with session_scope(tenant=tenant, role="worker") as session:
-            deleted = delete(session, model=model, limit=RETENTION_BATCH)
+            deleted = delete(session, limit=RETENTION_BATCH, **which)
         total += deleted
         if deleted < RETENTION_BATCH:
             break
@@ -167,16 +170,13 @@ def _in_batches(tenant: str, model: str, delete: Callable[..., int]) -> int:
 
 def sweep_deliveries() -> int:
     """Deletes what webhooks were told of longer ago than is kept; returns how many deliveries."""
-    total = 0
-    for _ in range(RETENTION_BATCHES):
-        with session_scope(tenant=EVERY_TENANT, role="worker") as session:
-            deleted = delete_old_deliveries(
-                session, days=get_settings().webhook_log_days, limit=RETENTION_BATCH
-            )
-        total += deleted
-        if deleted < RETENTION_BATCH:
-            break
-    return total
+    return _in_batches(EVERY_TENANT, delete_old_deliveries, days=get_settings().webhook_log_days)
+
+
+def sweep_answers() -> int:
+    """Deletes answers to requests with an Idempotency-Key that are older than repeats are expected; returns how many."""
+    days = get_settings().idempotency_days
+    return _in_batches(EVERY_TENANT, delete_old_answers, days=days)
 
 
 def sweep_ended_sessions() -> int:
@@ -190,22 +190,36 @@ def _old_artifacts(store: ArtifactStore) -> list[str]:
 
 
 def sweep_work_folders() -> int:
-    """Deletes the scratch folders of finished updates, dials and forecasts on this machine; returns how many."""
+    """Deletes the scratch folders of finished updates, dials and forecasts on this machine; returns how many.
+
+    Of an update that waits for approval the folders of its attempts go: the next one reads its version from the store.
+    """
     folders = {
         folder.name: folder for kind in ("upd_*", "dia_*", "fct_*") for folder in work_root().glob(kind)
     }
     if not folders:
         return 0
     with session_scope(tenant=EVERY_TENANT, role="worker") as session:
+        updates = session.execute(
+            select(Update.id, Update.state, Update.fence).where(
+                Update.id.in_(folders), Update.state.not_in(FINISHED)
+            )
+        ).all()
         unfinished = {
-            *session.scalars(select(Update.id).where(Update.id.in_(folders), Update.state.not_in(FINISHED))),
+            *(update.id for update in updates),
             *DIALS.unfinished(session, ids=folders),
             *FORECASTS.unfinished(session, ids=folders),
         }
     finished = [folder for name, folder in folders.items() if name not in unfinished]
     for folder in finished:
         shutil.rmtree(folder, ignore_errors=True)
-    return len(finished)
+    # Up to the fence that was read: an attempt that begins meanwhile has a later one.
+    held = [
+        remove_attempts(folders[update.id], up_to=update.fence)
+        for update in updates
+        if update.state == UpdateState.AWAITING_APPROVAL
+    ]
+    return len(finished) + sum(map(bool, held))
 
 
 def main() -> None:

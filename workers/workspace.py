@@ -53,11 +53,17 @@ def leave_workspace(work: Path, *, keep: bool) -> None:
     """
     if keep:
         return
-    for folder in _attempts(work.parent):
-        if int(folder.name) <= int(work.name):
-            shutil.rmtree(folder, ignore_errors=True)
+    remove_attempts(work.parent, up_to=int(work.name))
     with suppress(OSError):  # a later attempt is at work there
         work.parent.rmdir()
+
+
+def remove_attempts(update: Path, *, up_to: int) -> int:
+    """Removes the folders of an update's attempts on this machine up to that fence; returns how many."""
+    doomed = [folder for folder in _attempts(update) if int(folder.name) <= up_to]
+    for folder in doomed:
+        shutil.rmtree(folder, ignore_errors=True)
+    return len(doomed)
 
 
 def _attempts(update: Path) -> list[Path]:

@@ -35,6 +35,8 @@ SETTINGS = {
     "lc_messages": "C",
     "log_line_prefix": "%m [%p] ",
     "log_checkpoints": "off",
+    # The context of an error in a COPY is the row: somebody's text.
+    "log_error_verbosity": "terse",
     # The owner is no superuser, yet its migrations create the roles of the API and the workers and act as them.
     "createrole_self_grant": "set, inherit",
 }

@@ -1,7 +1,7 @@
 """Writes of erasures: the erasure itself, the rebuild without the erased rows, the end of the tainted adapters."""
 
 from pydantic import ValidationError
-from sqlalchemy import CursorResult, delete, func, select, update
+from sqlalchemy import ColumnElement, CursorResult, and_, delete, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from service.audit.commands import record
@@ -33,6 +33,7 @@ from service.registry.commands import drop_states
 from service.registry.disposal import discard_artifacts
 from service.registry.queries import get_champion, get_model
 from service.security import Principal
+from service.storage.answers import blank_row_errors
 from service.updates.commands import request_update
 from service.updates.schemas import UpdateCreate
 from service.updates.states import ACTIVE
@@ -43,12 +44,15 @@ GAVE_UP = (UpdateState.FAILED, UpdateState.CANCELLED, UpdateState.REJECTED)
 def erase_subject(session: Session, *, model: Model, subject: str, principal: Principal) -> Erasure:
     """Deletes every row of the data subject in the model, and notes which versions were trained on any.
 
+    A row that was corrected and its corrections go together, whichever of them names the subject.
+
     Asked again, it also names what was found before: a repeat of a request whose answer was lost tells the same.
     """
     allow_long_statements(session)
     hold_erasures(session, model_id=model.id)
     get_model(session, model=model.id)  # a purge may have come before
-    rows = select(Example.id).where(Example.model_id == model.id, Example.subject == subject)
+    theirs = _rows_of(session, model=model, subject=subject)
+    rows = select(Example.id).where(theirs)
     # Locked first: a version that is just admitting one of the rows commits before it is asked for below.
     session.execute(select(func.count()).select_from(rows.with_for_update().subquery()))
     digest = digest_of_subject(subject, tenant=model.tenant_id, model_id=model.id)
@@ -59,8 +63,9 @@ def erase_subject(session: Session, *, model: Model, subject: str, principal: Pr
     versions = sorted(known.union(versions_that_learnt(session, model_id=model.id, examples=rows)))
     inherited_by = descendants(session, model_id=model.id, versions=versions)
     drop_states(session, model_id=model.id, versions=[*versions, *inherited_by])
-    deleted = session.execute(delete(Example).where(Example.model_id == model.id, Example.subject == subject))
+    deleted = session.execute(delete(Example).where(theirs))
     assert isinstance(deleted, CursorResult)  # noqa: S101  # only such results count rows
+    blank_row_errors(session)
     erasure = Erasure(
         tenant_id=model.tenant_id, id=new_id("era"), model_id=model.id, subject_digest=digest,
         deleted=deleted.rowcount, versions=versions, requested_by=principal.actor,
@@ -73,6 +78,20 @@ def erase_subject(session: Session, *, model: Model, subject: str, principal: Pr
         erasure=erasure.id, deleted=deleted.rowcount, versions=versions, inherited_by=inherited_by,
     )  # fmt: skip
     return erasure
+
+
+def _rows_of(session: Session, *, model: Model, subject: str) -> ColumnElement[bool]:
+    """The condition of the subject's rows and of all that share a task and an `id` with one of them.
+
+    The ids are looked up first: within the condition they would be a join, and one planned on stale statistics.
+    """
+    own = and_(Example.model_id == model.id, Example.subject == subject)
+    named = session.execute(
+        select(Example.task_id, func.array_agg(Example.external_id.distinct()))
+        .where(own, Example.external_id.is_not(None))
+        .group_by(Example.task_id)
+    ).all()
+    return or_(own, *(and_(Example.task_id == task, among(Example.external_id, ids)) for task, ids in named))
 
 
 def request_rebuild(

@@ -4,7 +4,8 @@ Rows come in while Postgres already takes them; what can only be said of rows to
 
 1. an id used twice in the body with different content: later lines are errors;
 2. a text whose asked split is not the one it has in the model, or that the body asks for on both sides;
-3. labels past the model's limit.
+3. labels past the model's limit;
+4. content that would belong to two subjects.
 
 From step 2 on an advisory lock of the model keeps other ingests out, so that decisions hold until they are
 stored. The model's own row is locked only at the very end, for the moment that takes the batch number: claims,
@@ -102,15 +103,20 @@ class Loading:
         count += self._change(statements.MARK_STORED_SPLITS)
         count += self._change(statements.MARK_BODY_SPLITS)
         count += self._change(statements.MARK_LABELS, max_labels=max_labels)
+        self._change(statements.INHERIT_SUBJECTS)
+        count += self._change(statements.MARK_STORED_SUBJECTS)
+        count += self._change(statements.MARK_BODY_SUBJECTS)
         return count, self._marked(max_labels=max_labels) if count else []
 
     def store(self) -> Loaded:
         """Supersedes the rows that are replaced and inserts the new ones as the model's next batch.
 
+        Stored rows without a subject take the one that a duplicate names; that makes no batch.
         Raises `Conflict` when the model was archived meanwhile.
         """
         batch = self._last_batch() + 1
         replaced = self._supersede(batch=batch)
+        self._own()
         accepted = self._change(statements.INSERT, batch=batch)
         if not accepted and not replaced:
             return Loaded(accepted=0, replaced=0, batch=None)
@@ -155,6 +161,12 @@ class Loading:
             self._change(statements.SUPERSEDE, batch=batch, ids=part)
             self._change(statements.FORGET_CONTENTS, ids=part)
         return len(ids)
+
+    def _own(self) -> None:
+        owned = self._session.execute(text(statements.OWNED_CONTENTS)).all()
+        for start in range(0, len(owned), KEYS_AT_ONCE):
+            part = owned[start : start + KEYS_AT_ONCE]
+            self._change(statements.OWN, ids=[row.id for row in part], subjects=[row.subject for row in part])
 
     def _last_batch(self) -> int:
         return int(self._session.execute(text(statements.LAST_BATCH), self._values).scalar_one())

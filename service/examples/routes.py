@@ -68,7 +68,7 @@ async def ingest_examples(
 
     Rows without a `split` are split by their text: one text in ten goes to eval, and no text ever stands on both
     sides, in any task of the model. Content the task holds already counts as a duplicate and is not stored
-    again, under whichever `id` it comes. A row whose `id` is known, with other content, replaces the stored one.
+    again, under whichever `id` it comes; as another `subject`'s it is an error. A row whose `id` is known, with other content, replaces the stored one.
 
     By default a single bad row refuses the body: 422 with the line, a code and a reason for each of the first
     100, and nothing is stored.

@@ -57,7 +57,8 @@ class ExampleCreate(BaseModel):
         default=None,
         min_length=1,
         max_length=MAX_SUBJECT_LENGTH,
-        description="Whose data this is, so that all of it can be erased in one call",
+        description="Whose data this is, so that all of it can be erased in one call. Left out of a correction, it stays; "
+        "of a duplicate, a stored row without one takes it",
     )
     weight: float | None = Field(
         default=None, gt=0, description="How much the row counts in a `weighted` replay buffer; 1 by default"

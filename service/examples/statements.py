@@ -16,8 +16,8 @@ PLAN_MODE = "SELECT set_config('plan_cache_mode', :plan_mode, true)"
 
 CREATE_STAGING = """
 CREATE TEMPORARY TABLE met_texts (text_hash bytea, split text) ON COMMIT DROP;
-CREATE TEMPORARY TABLE met_ids (id bigint, external_id text, content_hash bytea) ON COMMIT DROP;
-CREATE TEMPORARY TABLE met_contents (id bigint, content_hash bytea) ON COMMIT DROP;
+CREATE TEMPORARY TABLE met_ids (id bigint, external_id text, content_hash bytea, subject text) ON COMMIT DROP;
+CREATE TEMPORARY TABLE met_contents (id bigint, content_hash bytea, subject text) ON COMMIT DROP;
 CREATE TEMPORARY TABLE staged (
     line bigint, external_id text, asked_split text, hashed_split text, content jsonb, label text,
     content_hash bytea, text_hash bytea, weight double precision, subject text, metadata jsonb,
@@ -30,7 +30,9 @@ COPY pg_temp.staged (line, external_id, asked_split, hashed_split, content, labe
                      weight, subject, metadata) FROM STDIN
 """
 
-ANALYZE_STAGING = "ANALYZE pg_temp.staged (external_id, asked_split, label, content_hash, text_hash, problem)"
+ANALYZE_STAGING = """
+ANALYZE pg_temp.staged (external_id, asked_split, label, content_hash, text_hash, subject, problem)
+"""
 ANALYZE_MET = "ANALYZE pg_temp.met_texts, pg_temp.met_ids, pg_temp.met_contents"
 
 # Two integers, so that these locks never meet those of idempotency keys, which are one.
@@ -49,13 +51,13 @@ WHERE tenant_id = :tenant AND model_id = :model AND text_hash = ANY(CAST(:text_h
 """
 
 MEET_IDS = """
-INSERT INTO pg_temp.met_ids SELECT id, external_id, content_hash FROM examples
+INSERT INTO pg_temp.met_ids SELECT id, external_id, content_hash, subject FROM examples
 WHERE tenant_id = :tenant AND task_id = :task AND superseded_batch IS NULL AND external_id IS NOT NULL
   AND external_id = ANY(CAST(:external_ids AS text[]))
 """
 
 MEET_CONTENTS = """
-INSERT INTO pg_temp.met_contents SELECT id, content_hash FROM examples
+INSERT INTO pg_temp.met_contents SELECT id, content_hash, subject FROM examples
 WHERE tenant_id = :tenant AND task_id = :task AND superseded_batch IS NULL
   AND content_hash = ANY(CAST(:content_hashes AS bytea[]))
 """
@@ -121,6 +123,40 @@ UPDATE pg_temp.staged AS row SET problem = 'too_many_labels' FROM excess
 WHERE row.problem IS NULL AND row.label = excess.label
 """
 
+# A correction that does not say whose row it is speaks of the same person as the row it corrects.
+INHERIT_SUBJECTS = """
+UPDATE pg_temp.staged AS row SET subject = stored.subject FROM pg_temp.met_ids AS stored
+WHERE row.problem IS NULL AND row.subject IS NULL AND stored.subject IS NOT NULL
+  AND row.external_id = stored.external_id
+"""
+
+REPLACED_IDS = """
+SELECT DISTINCT stored.id FROM pg_temp.met_ids AS stored
+JOIN pg_temp.staged AS row ON row.external_id = stored.external_id AND row.content_hash <> stored.content_hash
+WHERE row.problem IS NULL
+"""
+
+# What this body replaces holds its content no longer.
+MARK_STORED_SUBJECTS = f"""
+UPDATE pg_temp.staged AS row SET problem = 'subject_conflict', other = 'stored as ex_' || stored.id
+FROM pg_temp.met_contents AS stored
+WHERE row.problem IS NULL AND row.content_hash = stored.content_hash AND row.subject <> stored.subject
+  AND stored.subject IS NOT NULL AND stored.id NOT IN ({REPLACED_IDS})
+"""  # noqa: S608  # constants alone
+
+MARK_BODY_SUBJECTS = """
+UPDATE pg_temp.staged AS row SET problem = 'subject_conflict', other = 'on line ' || first.line
+FROM (
+    SELECT DISTINCT ON (content_hash) content_hash, line, subject FROM pg_temp.staged
+    WHERE problem IS NULL AND subject IS NOT NULL AND content_hash IN (
+        SELECT content_hash FROM pg_temp.staged WHERE problem IS NULL AND subject IS NOT NULL
+        GROUP BY content_hash HAVING min(subject) <> max(subject)
+    )
+    ORDER BY content_hash, line
+) AS first
+WHERE row.problem IS NULL AND row.content_hash = first.content_hash AND row.subject <> first.subject
+"""
+
 FIRST_MARKED = """
 SELECT line, problem, other, external_id, label FROM pg_temp.staged
 WHERE problem IS NOT NULL ORDER BY line LIMIT :shown
@@ -129,18 +165,14 @@ WHERE problem IS NOT NULL ORDER BY line LIMIT :shown
 DETAILS = {
     "duplicate_id": "`id` '{external_id}' stands on line {other} with other content; a body may hold an id once",
     "split_conflict": "this text cannot stand on two sides: {other}; leave `split` out, or send that one",
+    "subject_conflict": "this content is {other} already, as another subject's, and a row has one subject: send the right "
+    "`subject`, leave the line out, or delete the other row first",
     "too_many_labels": "label '{label}' would be one too many: a model may have {max} labels",
 }
 
 TASK_HAS_ROWS = "SELECT EXISTS (SELECT FROM examples WHERE tenant_id = :tenant AND task_id = :task)"
 
 LAST_BATCH = "SELECT last_batch FROM models WHERE tenant_id = :tenant AND id = :model"
-
-REPLACED_IDS = """
-SELECT DISTINCT stored.id FROM pg_temp.met_ids AS stored
-JOIN pg_temp.staged AS row ON row.external_id = stored.external_id AND row.content_hash <> stored.content_hash
-WHERE row.problem IS NULL
-"""
 
 SUPERSEDE = """
 UPDATE examples SET superseded_batch = :batch WHERE tenant_id = :tenant AND id = ANY(CAST(:ids AS bigint[]))
@@ -149,8 +181,21 @@ UPDATE examples SET superseded_batch = :batch WHERE tenant_id = :tenant AND id =
 # What a replaced row said may come again.
 FORGET_CONTENTS = "DELETE FROM pg_temp.met_contents WHERE id = ANY(CAST(:ids AS bigint[]))"
 
+# Duplicates that say whose the stored row is, where that was not known.
+OWNED_CONTENTS = """
+SELECT DISTINCT stored.id, row.subject FROM pg_temp.met_contents AS stored
+JOIN pg_temp.staged AS row ON row.content_hash = stored.content_hash
+WHERE row.problem IS NULL AND row.subject IS NOT NULL AND stored.subject IS NULL
+"""
+
+OWN = """
+UPDATE examples SET subject = owned.subject
+FROM unnest(CAST(:ids AS bigint[]), CAST(:subjects AS text[])) AS owned (id, subject)
+WHERE tenant_id = :tenant AND examples.id = ANY(CAST(:ids AS bigint[])) AND examples.id = owned.id
+"""
+
 # A text keeps the split it has in the model, else the one the body asks for elsewhere, else the one of its hash.
-# Of duplicates within the body the first line stands. They are sorted out here and not by ON CONFLICT, whose
+# Of duplicates within the body the first line stands, with the subject that any of them names. They are sorted out here and not by ON CONFLICT, whose
 # speculative inserts cost a third more; the unique indexes stand behind it all the same.
 INSERT = """
 WITH unasked AS (
@@ -163,13 +208,14 @@ WITH unasked AS (
         WHERE problem IS NULL AND asked_split IS NOT NULL AND text_hash IN (SELECT text_hash FROM unasked)
     ) AS sides GROUP BY text_hash
 ), repeated AS (
-    SELECT content_hash, min(line) AS first_line FROM pg_temp.staged WHERE problem IS NULL
+    SELECT content_hash, min(line) AS first_line, min(subject) AS subject FROM pg_temp.staged WHERE problem IS NULL
     GROUP BY content_hash HAVING count(*) > 1
 )
 INSERT INTO examples (tenant_id, model_id, task_id, external_id, split, content, label, content_hash, text_hash,
                       weight, subject, metadata, batch)
 SELECT :tenant, :model, :task, row.external_id, coalesce(row.asked_split, settled.split, row.hashed_split),
-       row.content, row.label, row.content_hash, row.text_hash, row.weight, row.subject, row.metadata, :batch
+       row.content, row.label, row.content_hash, row.text_hash, row.weight,
+       coalesce(row.subject, repeated.subject), row.metadata, :batch
 FROM pg_temp.staged AS row
 LEFT JOIN settled ON row.asked_split IS NULL AND settled.text_hash = row.text_hash
 LEFT JOIN repeated ON repeated.content_hash = row.content_hash

@@ -1,6 +1,6 @@
 """The end of a model: everything it owns goes, and its name is free."""
 
-from sqlalchemy import delete, or_, select
+from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 from structlog import get_logger
 
@@ -8,9 +8,10 @@ from service.audit.commands import record
 from service.errors import Conflict
 from service.examples.commands import hold_erasures
 from service.examples.loading import allow_long_statements
-from service.models import AuditAction, IdempotencyKey, Model, Update, WebhookDelivery
+from service.models import AuditAction, Model, Update, WebhookDelivery
 from service.registry.disposal import discard_artifacts
 from service.registry.queries import get_model, get_model_alone
+from service.storage.answers import forget_answers
 from service.storage.queries import model_storage, stored_artifacts
 from service.storage.schemas import PurgeRead
 from service.updates.states import ACTIVE
@@ -30,7 +31,7 @@ def purge_model(session: Session, *, model: str, actor: str) -> PurgeRead:
     amounts = model_storage(session, models=[row])[0]
     stored = stored_artifacts()
     artifacts = set(session.scalars(select(stored.c.sha256).where(stored.c.model_id == row.id)))
-    _forget_answers(session, model=row)
+    forget_answers(session, model=row)
     session.execute(delete(WebhookDelivery).where(WebhookDelivery.model_id == row.id))
     session.execute(delete(Model).where(Model.id == row.id))  # foreign keys take the rest along
     discard_artifacts(session, artifacts)
@@ -56,16 +57,3 @@ def _require_archived(session: Session, model: Model) -> None:
             f"The update {active} is being worked on; cancel it or wait for it, then purge.",
             code="model_busy",
         )
-
-
-def _forget_answers(session: Session, *, model: Model) -> None:
-    """Drops the stored answers that speak of the model: a repeat must not be told of what is gone.
-
-    Answers of ingests do not name their model, so all of them go: a repeat of another model's is a count of duplicates.
-    """
-    body = IdempotencyKey.body
-    session.execute(
-        delete(IdempotencyKey).where(
-            or_(body["id"].astext == model.id, body["model"].astext == model.name, body.has_key("accepted"))
-        )
-    )

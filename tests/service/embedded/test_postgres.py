@@ -85,6 +85,21 @@ def test_the_order_of_texts_does_not_depend_on_the_machine(server):
     assert ask(server.superuser_url, query) == "bC.UTF-8"
 
 
+def test_a_row_that_a_copy_breaks_off_at_is_not_quoted_in_the_log(server):
+    with psycopg.connect(server.url) as connection:
+        connection.execute("CREATE TABLE notes (note text CHECK (length(note) < 3))")
+        with (
+            pytest.raises(psycopg.errors.CheckViolation),
+            connection.cursor() as cursor,
+            cursor.copy("COPY notes FROM STDIN") as copy,
+        ):
+            copy.write_row(["somebody's text"])
+        connection.rollback()
+    log = (server.logs_dir / "postgres.log").read_text()
+    assert "violates check constraint" in log
+    assert "somebody's text" not in log
+
+
 @pytest.mark.parametrize("password", ["", "wrong"])
 def test_nobody_gets_in_without_the_password(server, password):
     with pytest.raises(psycopg.OperationalError, match=r"password"):

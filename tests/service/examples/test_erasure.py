@@ -151,3 +151,114 @@ def test_an_archived_model_can_still_be_asked_to_forget(client: TestClient, post
     post({"text": "1", "label": "a", "subject": "ann"})
     client.delete("/v1/models/support")
     assert client.delete("/v1/models/support/examples", params={"subject": "ann"}).json()["deleted"] == 1
+
+
+def erase(client: TestClient, subject: str) -> dict[str, Any]:
+    """Erases a subject; returns the answer."""
+    answer = client.delete("/v1/models/support/examples", params={"subject": subject})
+    assert answer.status_code == 200, answer.text
+    told: dict[str, Any] = answer.json()
+    return told
+
+
+def test_a_correction_without_subject_goes_with_the_subject_of_the_row_it_corrects(
+    client: TestClient, post: Post, session: Session
+) -> None:
+    post({"id": "r1", "text": "a text", "label": "a", "subject": "zoe"}, {"text": "stays", "label": "a"})
+    post({"id": "r1", "text": "a text", "label": "b"})
+    assert session.execute(text("SELECT label, subject FROM examples WHERE external_id = 'r1'")).all() == [
+        ("a", "zoe"),
+        ("b", "zoe"),
+    ]
+    assert erase(client, "zoe")["deleted"] == 2
+    assert session.scalars(text("SELECT content->>'text' FROM examples")).all() == ["stays"]
+
+
+def test_a_correction_stored_without_subject_goes_too_and_taints_what_learnt_only_it(
+    client: TestClient, post: Post, session: Session
+) -> None:
+    post({"id": "r1", "text": "a text", "label": "a", "subject": "zoe"})
+    post({"id": "r1", "text": "a text", "label": "b", "subject": "of the correction"})
+    post({"id": "r1", "text": "of another task", "label": "b"}, task="delivery")
+    teach(version=1, lineage=[0, 1], subject="of the correction")
+    with session_scope(tenant="acme") as storing:  # as rows were stored before corrections inherited
+        storing.execute(text("UPDATE examples SET subject = NULL WHERE subject = 'of the correction'"))
+    told = erase(client, "zoe")
+    assert (told["deleted"], told["versions"]) == (2, [1])
+    assert session.scalars(text("SELECT content->>'text' FROM examples")).all() == ["of another task"]
+
+
+def test_a_correction_that_adds_the_subject_takes_the_corrected_row_along(
+    client: TestClient, post: Post, session: Session
+) -> None:
+    post({"id": "r1", "text": "a text", "label": "a"})
+    post({"id": "r1", "text": "a text", "label": "b", "subject": "zoe"})
+    assert erase(client, "zoe")["deleted"] == 2
+    assert session.scalar(text("SELECT count(*) FROM examples")) == 0
+
+
+def test_content_that_is_sent_again_with_a_subject_becomes_that_subjects(
+    client: TestClient, post: Post, session: Session
+) -> None:
+    row = {"text": "a text", "label": "a"}
+    post(row, {"text": "stays", "label": "a"})
+    again = post({**row, "subject": "zoe"}).json()
+    assert (again["accepted"], again["duplicates"], again["batch"]) == (0, 1, None)
+    assert erase(client, "zoe")["deleted"] == 1
+    assert session.scalars(text("SELECT content->>'text' FROM examples")).all() == ["stays"]
+
+
+def test_content_that_stands_twice_in_a_body_belongs_to_the_subject_that_either_line_names(
+    client: TestClient, post: Post
+) -> None:
+    row = {"text": "a text", "label": "a"}
+    post(row, {**row, "subject": "zoe"}, row)
+    assert erase(client, "zoe")["deleted"] == 1
+
+
+def test_content_of_one_subject_cannot_be_sent_as_anothers(post: Post, rows: Rows) -> None:
+    row = {"text": "a text", "label": "a"}
+    post({**row, "subject": "zoe"})
+    stored = rows()[0]["id"]
+    other = {"text": "another", "label": "a"}
+    answer = post(
+        row, {**row, "subject": "zoe"}, {**row, "subject": "yan"},
+        {**other, "subject": "yan"}, {**other, "subject": "zoe"}, on_error="skip",
+    ).json()  # fmt: skip
+    assert [(error["line"], error["code"]) for error in answer["errors"]] == [
+        (3, "subject_conflict"),
+        (5, "subject_conflict"),
+    ]
+    assert f"stored as {stored}" in answer["errors"][0]["detail"]
+    assert "on line 4" in answer["errors"][1]["detail"]
+    assert [row["subject"] for row in rows()] == ["zoe", "yan"]
+
+
+def test_content_that_a_body_replaces_may_come_again_as_anothers(post: Post, rows: Rows) -> None:
+    first, second = {"text": "first", "label": "a"}, {"text": "second", "label": "a"}
+    post({**first, "id": "1", "subject": "zoe"}, {**second, "id": "2", "subject": "yan"})
+    assert post({**second, "id": "1"}, {**first, "id": "2"}).json()["replaced"] == 2
+    assert [(row["text"], row["subject"]) for row in rows()] == [("second", "zoe"), ("first", "yan")]
+
+
+def test_an_erasure_blanks_the_row_errors_in_stored_answers_and_keeps_repeats_harmless(
+    client: TestClient, model: str, session: Session
+) -> None:
+    body = {
+        "examples": [
+            {"id": "zoe@example.org", "text": "a text", "label": "a", "subject": "zoe"},
+            {"id": "zoe@example.org", "text": "another", "label": "a", "subject": "zoe"},
+        ]
+    }
+
+    def send() -> dict[str, Any]:
+        url, key = f"{URL}?on_error=skip", {"Idempotency-Key": "upload"}
+        told: dict[str, Any] = client.post(url, json=body, headers=key).json()
+        return told
+
+    first = send()
+    assert "zoe@example.org" in first["errors"][0]["detail"]
+    erase(client, "zoe")
+    assert "zoe@example.org" not in str(session.scalars(text("SELECT body FROM idempotency_keys")).all())
+    assert send() == {**first, "errors": []}
+    assert session.scalar(text("SELECT count(*) FROM examples")) == 0
