@@ -9,7 +9,7 @@ import numpy as np
 from service.evaluations.gate import Comparison, GatePolicy, Role, decide
 from service.evaluations.metrics import LearntAt, Matrix, best_earlier_score, summarise
 from service.evaluations.outcomes import Outcomes, graded_interval, pair
-from service.evaluations.significance import Decision, clopper_pearson, paired_bootstrap
+from service.evaluations.significance import Decision, clopper_pearson, paired_bootstrap, shown_bounds
 from service.reports.forgetting import FlipCounts, PairedOutcome, TaskEvidence, update_summary
 
 PARENT, CHILD = 0.0, 1.0
@@ -72,7 +72,7 @@ class PointDocument(TypedDict):
 
 
 def score_interval(outcomes: Outcomes, *, confidence: float) -> tuple[float, float]:
-    """Returns bounds on the mean score, each with the given confidence: exact for counts, else by the bootstrap."""
+    """Returns bounds on the mean score, each with the given confidence: exact for counts, else `paired_bootstrap`."""
     if outcomes.graded is not None:
         return paired_bootstrap(outcomes.graded, confidence, seed=0)
     return clopper_pearson(int(outcomes.correct.sum()), len(outcomes), confidence)
@@ -81,7 +81,7 @@ def score_interval(outcomes: Outcomes, *, confidence: float) -> tuple[float, flo
 def change_interval(
     before: Outcomes | None, after: Outcomes, *, confidence: float
 ) -> tuple[float, float] | None:
-    """Returns bootstrap bounds on the change of a mean graded score; None where scores are counts."""
+    """Returns `paired_bootstrap` bounds on the change of a mean graded score; None where scores are counts."""
     return None if before is None else graded_interval(pair(before, after), confidence=confidence)
 
 
@@ -216,7 +216,7 @@ def _task_document(
         "role": column.role,
         "eval_size": now.size if now else 0,
         "score": now.score if now else None,
-        "interval": list(now.interval) if now else None,
+        "interval": shown_bounds(now.interval) if now else None,
         "delta": now.score - before.score if now and before else None,
         "flips": {"negative": negative, "positive": positive} if now and before else None,
         "measures": dict(now.measures) if now else {},

@@ -32,8 +32,8 @@ class DialTask(BaseModel):
         description="As in the report; null for a parent without a head, which has no answers"
     )
     interval: list[float] | None = Field(
-        description="Bounds on the score, each at the gate's confidence by itself: Clopper-Pearson, or the bootstrap where "
-        "scores are graded. Points are scored on the same examples, so whether they differ is for `flips` to say"
+        description="Bounds on the score, each at the gate's confidence by itself: Clopper-Pearson, or the wider of the bootstrap's and "
+        "Student's t where scores are graded (null for one example). Points are scored on the same examples, so whether they differ is for `flips` to say"
     )
     delta: float | None = Field(description="Difference from the parent, β = 0")
     flips: FlipCounts | None = Field(description="Against the parent")

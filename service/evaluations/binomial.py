@@ -1,4 +1,4 @@
-"""Exact binomial tails and their inverses, as the regularised incomplete beta function I_x(a, b).
+"""Exact binomial tails, and Student's, with their inverses, as the regularised incomplete beta function I_x(a, b).
 
 P(X ≥ k) for X ~ Bin(n, p) is I_p(k, n − k + 1). The service needs only this much of a statistics library,
 at arguments up to a few million, so it does not carry one.
@@ -51,6 +51,15 @@ def beta_quantile(probability: float, a: float, b: float) -> float:
             return x
         x = x - step if low < x - step < high else 0.5 * (low + high)
     return x
+
+
+def t_quantile(probability: float, freedom: int) -> float:
+    """Returns the t with P(T ≤ t) = probability > 0.5 for Student's T with so many degrees of freedom.
+
+    P(|T| > t) = I_x(ν/2, 1/2) at x = ν/(ν + t²) (DLMF 8.17; Abramowitz & Stegun 26.7.1).
+    """
+    x = beta_quantile(2.0 * (1.0 - probability), freedom / 2.0, 0.5)
+    return math.sqrt(freedom * (1.0 / x - 1.0))
 
 
 def _normal_guess(probability: float, a: float, b: float) -> float:

@@ -7,10 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypedDict
 
+from service.evaluations.binomial import t_quantile
 from service.evaluations.significance import (
+    LEAST_GRADED_SIZE,
     MAX_NEEDED_SIZE,
     Decision,
     delta_interval,
+    needed_graded_size,
     noninferiority,
     smallest_deciding_size,
 )
@@ -21,6 +24,12 @@ Promotion = Literal["gate", "manual", "always"]
 OnInconclusive = Literal["hold", "promote", "reject"]
 Step = Literal["promote", "hold", "reject"]
 
+_FEW_GRADED = 30
+"""Below this many graded scores the bounds lean on the differences being about normal (`paired_bootstrap`)."""
+
+_ONLY_A_GAIN_PASSES = (
+    "max_regression is 0: only a certain gain passes, and an update that changes nothing never will"
+)
 _SEVERITY: dict[Decision, int] = {"pass": 0, "inconclusive": 1, "fail": 2}
 
 
@@ -71,7 +80,7 @@ class Comparison:
     `role`: `old` (learnt before this update), `new`, or `relearnt` (old, and trained on again).
     `champion_score` is None where the champion has no score: then nothing can have regressed.
     `graded_interval` replaces the flips for graded scores: one-sided bounds on candidate minus champion,
-    from `significance.paired_bootstrap`.
+    from `significance.paired_bootstrap`, infinite for a single example.
     """
 
     task: str
@@ -149,14 +158,27 @@ def eval_size_warnings(policy: GatePolicy, sizes: Mapping[str, int]) -> list[str
     """
     needed = smallest_deciding_size(policy.max_regression, policy.confidence)
     if needed is None:
-        return [
-            "max_regression is 0: only a certain gain passes, and an update that changes nothing never will"
-        ]
+        return [_ONLY_A_GAIN_PASSES]
     return [
         f"task {task!r} has {size} eval examples; to show at {_percent(policy.confidence)} confidence that"
         f" at most {_percent(policy.max_regression)} was lost takes {needed} or more, even if no answer changes"
         for task, size in sorted(sizes.items())
         if size < needed
+    ]
+
+
+def graded_size_warnings(policy: GatePolicy, sizes: Mapping[str, int]) -> list[str]:
+    """Returns a sentence for every task whose graded eval set cannot pass the gate, or only if its scores change alike.
+
+    `sizes` as in `eval_size_warnings`. What decides is the spread of the changes, which nobody knows before; for few examples
+    the sentence says how small it would have to be.
+    """
+    if policy.max_regression <= 0.0:
+        return [_ONLY_A_GAIN_PASSES]
+    return [
+        f"task {task!r} has {_examples(size, 'eval example')}; {_what_few_can_show(policy, size)}"
+        for task, size in sorted(sizes.items())
+        if size < _FEW_GRADED
     ]
 
 
@@ -192,7 +214,7 @@ def _max_regression(policy: GatePolicy, comparison: Comparison) -> Reason:
     if unmeasured is not None:
         return unmeasured
     if comparison.graded_interval is not None:
-        return _graded(comparison, "max_regression", bound)
+        return _graded(policy, comparison, "max_regression", bound)
     tolerated = _percent(policy.max_regression)
     found = noninferiority(
         comparison.negative_flips,
@@ -223,7 +245,7 @@ def _new_task_regression(policy: GatePolicy, comparison: Comparison) -> Reason:
     if unmeasured is not None:
         return unmeasured
     if comparison.graded_interval is not None:
-        return _graded(comparison, "new_task_regression", 0.0)
+        return _graded(policy, comparison, "new_task_regression", 0.0)
     interval = delta_interval(
         comparison.negative_flips, comparison.positive_flips, comparison.size, policy.confidence
     )
@@ -269,7 +291,7 @@ def _unmeasured(comparison: Comparison, rule: Rule, bound: float) -> Reason | No
     return Reason(comparison.task, rule, observed=None, bound=bound, detail=detail, decision=decision)
 
 
-def _graded(comparison: Comparison, rule: Rule, bound: float) -> Reason:
+def _graded(policy: GatePolicy, comparison: Comparison, rule: Rule, bound: float) -> Reason:
     lower, upper = comparison.graded_interval or (-math.inf, math.inf)
     decision: Decision = "inconclusive"
     if lower > bound or (rule == "new_task_regression" and upper >= bound):
@@ -281,10 +303,37 @@ def _graded(comparison: Comparison, rule: Rule, bound: float) -> Reason:
         rule=rule,
         observed=_delta(comparison),
         bound=bound,
-        detail=f"the mean score changed by {_delta(comparison):+.4g} on {comparison.size} examples, between"
-        f" {lower:+.4g} and {upper:+.4g} by the bootstrap",
+        detail=_graded_in_words(policy, comparison, bound, decision),
         decision=decision,
     )
+
+
+def _graded_in_words(policy: GatePolicy, comparison: Comparison, bound: float, decision: Decision) -> str:
+    lower, upper = comparison.graded_interval or (-math.inf, math.inf)
+    delta = _delta(comparison)
+    changed = f"the mean score changed by {delta:+.4g} on {_examples(comparison.size, 'example')}"
+    if not math.isfinite(lower):
+        return f"{changed}; one example has no spread, so no bounds: it takes {LEAST_GRADED_SIZE} to have any, and mostly more"
+    changed += f", between {lower:+.4g} and {upper:+.4g} by the bootstrap or Student's t, whichever is wider"
+    if decision != "inconclusive":
+        return changed
+    needed = needed_graded_size(delta, (lower, upper), comparison.size, bound, policy.confidence)
+    would = _what_would_decide(needed, lost=delta < bound, at="at this spread")
+    return f"{changed}, which does not settle whether it lies below {bound:+.4g}; {would}"
+
+
+def _what_few_can_show(policy: GatePolicy, size: int) -> str:
+    if size < LEAST_GRADED_SIZE:
+        return f"graded scores have bounds from {LEAST_GRADED_SIZE} examples on, so the gate cannot pass it"
+    widest = policy.max_regression * math.sqrt(size) / t_quantile(policy.confidence, size - 1)
+    return (
+        f"with fewer than {_FEW_GRADED} a version that loses nothing passes only if their scores change nearly alike (standard"
+        f" deviation below {widest:.2g} at {_percent(policy.confidence)} confidence), and a rare loss is easily missed"
+    )
+
+
+def _examples(size: int, noun: str) -> str:
+    return f"{size} {noun}" if size == 1 else f"{size} {noun}s"
 
 
 def _delta(comparison: Comparison) -> float:
@@ -302,11 +351,11 @@ def _flips_in_words(comparison: Comparison, interval: tuple[float, float]) -> st
     )
 
 
-def _what_would_decide(needed_size: int | None, *, lost: bool) -> str:
+def _what_would_decide(needed_size: int | None, *, lost: bool, at: str = "at these rates") -> str:
     if needed_size is None:
-        return f"no eval set of up to {MAX_NEEDED_SIZE} examples would decide at these rates"
+        return f"no eval set of up to {MAX_NEEDED_SIZE} examples would decide {at}"
     verdict = "to reject the candidate" if lost else "in the candidate's favour"
-    return f"about {needed_size} eval examples would decide at these rates, {verdict}"
+    return f"about {needed_size} eval examples would decide {at}, {verdict}"
 
 
 def _percent(share: float) -> str:

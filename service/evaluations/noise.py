@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Literal
 
-from service.evaluations.binomial import beta_quantile, incomplete_beta
+from service.evaluations.binomial import incomplete_beta, t_quantile
 
 Standing = Literal["within_noise", "beyond_noise"]
 
@@ -130,15 +130,6 @@ def _found(
         f"over {seeds} seeds it is {over_seeds.mean:+.4g} on average (two-sided t-test, p = {p_value:.2g}{corrected});"
         f" this version's is {change:+.4g}, {ratio:.2g} standard deviations"
     )
-
-
-def t_quantile(probability: float, freedom: int) -> float:
-    """Returns the t with P(T ≤ t) = probability ≥ 0.5 for Student's T with so many degrees of freedom.
-
-    P(|T| > t) = I_x(ν/2, 1/2) at x = ν/(ν + t²) (DLMF 8.17; Abramowitz & Stegun 26.7.1).
-    """
-    x = beta_quantile(2.0 * (1.0 - probability), freedom / 2.0, 0.5)
-    return math.sqrt(freedom * (1.0 / x - 1.0))
 
 
 def chi_square_quantile(probability: float, freedom: int) -> float:

@@ -174,9 +174,9 @@ def flips(paired: Paired) -> tuple[Ids, Ids]:
 
 
 def graded_interval(paired: Paired | None, *, confidence: float) -> tuple[float, float] | None:
-    """Returns bootstrap bounds on the change of the mean graded score from `a` to `b`, each at `confidence`.
+    """Returns bounds on the change of the mean graded score from `a` to `b`, each at `confidence` (`paired_bootstrap`).
 
-    None where there is no pair or the answers are not graded.
+    Infinite on a single example; None where there is no pair or the answers are not graded.
     """
     if paired is None or paired.a_graded is None or paired.b_graded is None or not len(paired):
         return None

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.evaluations.gate import GatePolicy
-from service.evaluations.significance import Decision, noninferiority
+from service.evaluations.significance import LEAST_GRADED_SIZE, Decision, noninferiority
 
 Role = Literal["old", "relearnt"]
 Outlook = Literal["likely_pass", "at_risk", "likely_fail", "undecidable"]
@@ -150,9 +150,11 @@ def outlook(policy: GatePolicy, estimate: Estimate, *, size: int, graded: bool) 
 
     `likely_pass` where it passes even the low end, `likely_fail` where it fails even the high end, else `at_risk`; of
     `size` eval examples as few as can be flip. `undecidable`: no change at all would not pass either, the set is too small.
-    Of graded scores, whose spread is not known before, the ends are compared with the margin alone.
+    Of graded scores, whose spread is not known before, the ends are compared with the margin alone; one example is too few.
     """
     low, high = estimate.interval or (estimate.change, estimate.change)
+    if graded and size < LEAST_GRADED_SIZE:
+        return "undecidable"
     if graded:
         margin = -policy.max_regression
         return "likely_pass" if low > margin else "likely_fail" if high < margin else "at_risk"

@@ -11,7 +11,7 @@ from typing import TypedDict
 
 from service.evaluations.gate import Role, Verdict, VerdictJson, to_json
 from service.evaluations.metrics import LearntAt, Matrix, Summary, flip_rates, kept_share, summarise
-from service.evaluations.significance import delta_interval, holm, mcnemar_exact
+from service.evaluations.significance import delta_interval, holm, mcnemar_exact, shown_bounds
 
 
 class FlipCounts(TypedDict):
@@ -128,7 +128,7 @@ def update_report(
 ) -> UpdateReport:
     """Returns the report of one update: every task against the parent, a summary and the gate's verdict.
 
-    Each end of `delta_ci` is a one-sided exact bound at `confidence`, the gate's own. `p_value` is McNemar's
+    Each end of `delta_ci` is a one-sided bound at `confidence`, the gate's own; exact for accuracies. `p_value` is McNemar's
     exact test and `p_value_holm` the same corrected for the number of tasks tested here. Stability is the
     mean retention of the tasks learnt before the update (old and relearnt), plasticity the mean score of
     those it learnt (new and relearnt); the negative flip rate is over all paired examples of the tasks
@@ -232,7 +232,7 @@ def _delta(evidence: TaskEvidence) -> float | None:
 
 def _delta_ci(evidence: TaskEvidence, confidence: float) -> list[float] | None:
     if evidence.graded_interval is not None:
-        return list(evidence.graded_interval)
+        return shown_bounds(evidence.graded_interval)
     if evidence.paired is None or evidence.paired.size == 0:
         return None
     paired = evidence.paired

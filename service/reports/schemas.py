@@ -88,7 +88,7 @@ class TaskReport(BaseModel):
     )
     delta: float | None = Field(description="Change against the parent")
     delta_ci: list[float] | None = Field(
-        description="Exact bounds on the change, each at the gate's confidence"
+        description="Bounds on the change, each at the gate's confidence: exact, or the wider of the bootstrap's and Student's t where scores are graded; null without two graded examples"
     )
     p_value: float | None = Field(description="McNemar's exact test of any change")
     p_value_holm: float | None = Field(description="The same, corrected for the number of tasks")

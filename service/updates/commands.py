@@ -10,7 +10,7 @@ from service.audit.commands import record
 from service.config import get_settings
 from service.db import among
 from service.errors import Conflict, TooManyRequests, Unprocessable
-from service.evaluations.gate import GatePolicy, eval_size_warnings
+from service.evaluations.gate import GatePolicy, eval_size_warnings, graded_size_warnings
 from service.examples.queries import eval_sizes, has_fresh, visible_labels
 from service.models import AuditAction, Model, Task, Update, UpdateState, Version, VersionTask, new_id
 from service.queue import nudge_after_commit
@@ -233,7 +233,7 @@ def _require_rows(session: Session, *, tasks: Sequence[Task], cut: int) -> None:
 
 
 def gate_warnings(session: Session, *, model: Model, parent: Version, cut: int) -> list[str]:
-    """Returns a sentence for every task whose eval set is too small for the gate to pass a child of `parent` on it."""
+    """Returns a sentence for every task whose eval set is too small for the gate to pass a child of `parent` on it, or nearly so."""
     old = session.execute(
         select(Task.id, Task.name)
         .join(VersionTask, (VersionTask.task_id == Task.id))
@@ -244,8 +244,6 @@ def gate_warnings(session: Session, *, model: Model, parent: Version, cut: int) 
         )
         .distinct()
     )
-    if model.is_graded:  # what decides there is the spread of the scores, which nobody knows yet
-        return []
     guarded = session.execute(
         select(Task.id, Task.name).where(Task.model_id == model.id, Task.guarded, Task.deleted_at.is_(None))
     )
@@ -254,7 +252,8 @@ def gate_warnings(session: Session, *, model: Model, parent: Version, cut: int) 
         return []
     counted = eval_sizes(session, task_ids=list(judged), cut=cut)
     sizes = {name: counted[task_id] for task_id, name in judged.items()}
-    return eval_size_warnings(GatePolicy(**model.gate), sizes)
+    warned = graded_size_warnings if model.is_graded else eval_size_warnings
+    return warned(GatePolicy(**model.gate), sizes)
 
 
 def learnt_up_to(session: Session, *, model: Model, lineage: Sequence[int], task: Task) -> int:

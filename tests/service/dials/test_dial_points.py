@@ -109,6 +109,8 @@ def test_graded_scores_have_bootstrap_bounds_and_are_judged_by_their_change() ->
     def outcomes(graded: np.ndarray) -> Outcomes:
         return Outcomes(ids, right, np.full(50, -1), np.ones(50), graded)
 
+    single = Outcomes(ids[:1], right[:1], np.full(1, -1), np.ones(1), np.array([-1.0]))
+    assert score_interval(single, confidence=0.95) == (-np.inf, np.inf)
     before = rng.normal(-1.0, 0.3, 50)
     after = before - 0.05
     low, high = score_interval(outcomes(after), confidence=0.95)
@@ -119,5 +121,17 @@ def test_graded_scores_have_bootstrap_bounds_and_are_judged_by_their_change() ->
     here = {"t_old": scored(200, change=change, score=-1.05)}
     parent = {"t_old": scored(200, change=(0.0, 0.0), score=-1.0)}
     assert decision_on_old_tasks([OLD], here, parent, policy=POLICY) == "pass"
+    alone = {"t_old": scored(200, change=(-np.inf, np.inf), score=-0.5)}
+    assert decision_on_old_tasks([OLD], alone, parent, policy=POLICY) == "inconclusive"
     strict = GatePolicy(max_regression=0.01)
     assert decision_on_old_tasks([OLD], here, parent, policy=strict) == "fail"
+
+
+def test_a_score_that_nothing_bounds_is_shown_without_bounds() -> None:
+    unbounded = Scored(1, -1.0, b"\x80", (-np.inf, np.inf), (-np.inf, np.inf))
+    points = {0.0: {"t_old": unbounded}, 1.0: {"t_old": unbounded}}
+    document = point_document(
+        1.0, points, columns=[OLD], matrix=[[-1.0], [-1.0]], learnt_at=[0], policy=POLICY, logarithmic=True
+    )
+    assert (document["tasks"][0]["score"], document["tasks"][0]["interval"]) == (-1.0, None)
+    assert document["old_tasks"] == "inconclusive"

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -16,6 +17,7 @@ from service.evaluations.gate import (
     decide,
     eval_size_warnings,
     from_json,
+    graded_size_warnings,
     to_json,
     what_happens,
 )
@@ -125,6 +127,33 @@ def test_graded_scores_are_judged_by_their_bootstrap_interval(
     assert reason.observed == pytest.approx(-0.02)
 
 
+def test_one_graded_example_decides_nothing_and_says_why() -> None:
+    alone = Comparison("chat", "old", 1, -1.0, -1.5, 0, 0, graded_interval=(-math.inf, math.inf))
+    (reason,) = decide(POLICY, [alone]).reasons
+    assert reason.decision == "inconclusive"
+    assert "changed by +0.5 on 1 example; one example has no spread" in reason.detail
+    assert "inf" not in reason.detail
+
+
+def test_an_undecided_graded_change_says_what_size_would_decide() -> None:
+    half = 2.131847 * 0.1 / 5**0.5  # a standard deviation of 0.1: 70 examples, worked in test_significance
+    graded = Comparison("chat", "old", 5, -1.0, -1.0, 0, 0, graded_interval=(-half, half))
+    (reason,) = decide(POLICY, [graded]).reasons
+    assert reason.decision == "inconclusive"
+    assert "between -0.09534 and +0.09534 by the bootstrap or Student's t" in reason.detail
+    assert "about 70 eval examples would decide at this spread, in the candidate's favour" in reason.detail
+    lost = replace(graded, candidate_score=-1.04, graded_interval=(-0.04 - half, -0.04 + half))
+    assert (
+        "about 70 eval examples would decide at this spread, to reject"
+        in decide(POLICY, [lost]).reasons[0].detail
+    )
+
+
+def test_a_decided_graded_change_asks_for_no_more_examples() -> None:
+    kept = Comparison("chat", "old", 50, -1.0, -1.0, 0, 0, graded_interval=(-0.01, 0.01))
+    assert "would decide" not in decide(POLICY, [kept]).reasons[0].detail
+
+
 def test_with_nothing_to_compare_the_gate_passes() -> None:
     assert decide(POLICY, []) == Verdict("pass", ())
 
@@ -180,6 +209,15 @@ def test_eval_sets_too_small_to_decide_are_named_at_the_request() -> None:
     (warning,) = eval_size_warnings(POLICY, {"refunds": 149, "returns": 148})
     assert "'returns' has 148 eval examples" in warning
     assert "149 or more" in warning
+
+
+def test_graded_eval_sets_too_small_to_decide_are_named_at_the_request() -> None:
+    alone, few = graded_size_warnings(POLICY, {"chat": 1, "files": 5, "maths": 30})
+    assert alone.startswith("task 'chat' has 1 eval example; graded scores have bounds from 2 examples on")
+    assert "'files' has 5 eval examples" in few
+    assert "standard deviation below 0.021 at 95 % confidence" in few  # 0.02·√5 / 2.1318
+    (zero,) = graded_size_warnings(GatePolicy(max_regression=0.0), {"chat": 100})
+    assert "only a certain gain passes" in zero
 
 
 def test_a_policy_that_tolerates_nothing_is_told_that_only_a_gain_passes() -> None:

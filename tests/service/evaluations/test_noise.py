@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from service.evaluations.binomial import t_quantile
 from service.evaluations.noise import (
     Interpretation,
     chi_square_quantile,
@@ -13,7 +14,6 @@ from service.evaluations.noise import (
     p_value_of_mean,
     rounding_sd,
     spread,
-    t_quantile,
 )
 from service.evaluations.significance import holm
 

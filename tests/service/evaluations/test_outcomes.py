@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -162,4 +164,6 @@ def test_the_change_of_graded_scores_comes_with_bounds_and_other_changes_do_not(
     after = outcomes([1, 2, 3], [True] * 3, graded=[-1.5, -2.5, -3.5])
     assert graded_interval(pair(before, after), confidence=0.95) == (-0.5, -0.5)
     assert graded_interval(pair(outcomes([1], [True]), after), confidence=0.95) is None
+    alone = pair(outcomes([1], [True], graded=[-1.0]), after)
+    assert graded_interval(alone, confidence=0.95) == (-math.inf, math.inf)
     assert graded_interval(None, confidence=0.95) is None

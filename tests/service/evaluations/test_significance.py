@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from fractions import Fraction
 from functools import cache
 from math import comb
@@ -10,7 +11,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import beta, binom, binomtest
+from numpy.typing import NDArray
+from scipy.stats import beta, binom, binomtest, ttest_1samp
 
 from service.evaluations.binomial import beta_quantile, incomplete_beta
 from service.evaluations.significance import (
@@ -18,8 +20,10 @@ from service.evaluations.significance import (
     delta_interval,
     holm,
     mcnemar_exact,
+    needed_graded_size,
     noninferiority,
     paired_bootstrap,
+    shown_bounds,
     smallest_deciding_size,
 )
 
@@ -267,7 +271,7 @@ def test_holms_correction_keeps_the_order_and_never_lowers_a_p_value(p_values: l
 
 
 def test_the_bootstrap_repeats_itself_and_depends_on_its_seed() -> None:
-    differences = np.random.default_rng(0).normal(size=50)
+    differences = np.random.default_rng(0).exponential(size=50)
     first = paired_bootstrap(differences, 0.95, seed=1, resamples=500)
     assert paired_bootstrap(differences, 0.95, seed=1, resamples=500) == first
     assert paired_bootstrap(differences, 0.95, seed=2, resamples=500) != first
@@ -288,6 +292,59 @@ def test_each_bootstrap_bound_holds_about_as_often_as_it_says() -> None:
         for trial in range(300)
     )
     assert 0.91 <= below / 300 <= 0.99
+
+
+def false_passes(draw: Callable[[int], NDArray[np.float64]], size: int, trials: int = 1000) -> float:
+    """How often the lower bound lies above the true mean, 0: a loss of exactly the margin that passes."""
+    return (
+        sum(paired_bootstrap(draw(size), 0.95, seed=trial, resamples=400)[0] > 0.0 for trial in range(trials))
+        / trials
+    )
+
+
+@pytest.mark.parametrize("size", [2, 5, 10, 30])
+def test_a_loss_of_the_margin_passes_one_time_in_twenty_however_few_the_examples(size: int) -> None:
+    generator = np.random.default_rng(size)
+    found = false_passes(lambda n: generator.normal(size=n), size)
+    assert found <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 1000)
+
+
+@pytest.mark.parametrize(("size", "rate"), [(2, 0.145), (5, 0.08), (10, 0.08), (30, 0.055)])
+def test_rare_great_losses_are_missed_as_often_as_the_documentation_says(size: int, rate: float) -> None:
+    generator = np.random.default_rng(size)
+    found = false_passes(lambda n: 1.0 - generator.exponential(size=n), size)
+    assert found == pytest.approx(rate, abs=3 * np.sqrt(rate * (1 - rate) / 1000))
+
+
+@pytest.mark.parametrize("size", [2, 3, 8, 40])
+def test_the_bounds_of_graded_changes_are_nowhere_narrower_than_students(size: int) -> None:
+    differences = np.random.default_rng(size).normal(size=size)
+    lower, upper = paired_bootstrap(differences, 0.95, seed=0, resamples=400)
+    student = ttest_1samp(differences, 0.0).confidence_interval(0.9)
+    assert lower <= student.low + 1e-9
+    assert upper >= student.high - 1e-9
+
+
+def test_one_difference_is_bounded_by_nothing_and_equal_ones_by_themselves() -> None:
+    assert paired_bootstrap([-0.5], 0.95, seed=0) == (-np.inf, np.inf)
+    assert shown_bounds((-np.inf, np.inf)) is None
+    assert paired_bootstrap([-0.5, -0.5], 0.95, seed=0) == (-0.5, -0.5)
+    assert shown_bounds((-0.5, -0.5)) == [-0.5, -0.5]
+
+
+def test_the_size_that_would_decide_is_found_from_the_spread_of_the_changes() -> None:
+    # s = 0.1 on 5 examples: half width 2.1318·0.1/√5. To see 0 apart from −0.02 takes t(n − 1)·0.1 < 0.02·√n:
+    # at 69 it is 0.16676 against 0.16613, at 70 it is 0.16672 against 0.16733.
+    half = 2.131847 * 0.1 / 5**0.5
+    assert needed_graded_size(0.0, (-half, half), 5, bound=-0.02, confidence=0.95) == 70
+    assert needed_graded_size(-0.04, (-0.04 - half, -0.04 + half), 5, bound=-0.02, confidence=0.95) == 70
+    # The bound below alone stands between it and a pass.
+    assert needed_graded_size(0.0, (-half, 9.0), 5, bound=-0.02, confidence=0.95) == 70
+
+
+def test_no_size_decides_at_the_bound_itself_or_without_a_spread() -> None:
+    assert needed_graded_size(-0.02, (-0.1, 0.1), 5, bound=-0.02, confidence=0.95) is None
+    assert needed_graded_size(0.0, (-np.inf, np.inf), 1, bound=-0.02, confidence=0.95) is None
 
 
 def test_the_bootstrap_refuses_nothing_and_what_is_not_a_number() -> None:

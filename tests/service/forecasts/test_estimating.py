@@ -127,6 +127,8 @@ def test_graded_scores_are_compared_with_the_margin() -> None:
         for interval in ((-0.01, 0.1), (-0.05, 0.1), (-0.1, -0.05))
     ]
     assert said == ["likely_pass", "at_risk", "likely_fail"]
+    one = Estimate(0.0, (-0.01, 0.1), 5, 4)
+    assert outlook(GatePolicy(), one, size=1, graded=True) == "undecidable"
 
 
 def test_an_update_that_repeats_its_training_is_forecast_to_take_so_many_times_as_long() -> None:

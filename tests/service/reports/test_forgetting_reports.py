@@ -193,6 +193,9 @@ def test_graded_scores_carry_their_bootstrap_interval_and_no_mcnemar() -> None:
     task = document["tasks"][0]
     assert task["delta"] == pytest.approx(-0.2)
     assert task["delta_ci"] == [-0.3, -0.1]
+    (alone,) = report(replace(graded, graded_interval=(-math.inf, math.inf)))["tasks"]
+    assert alone["delta"] == task["delta"]
+    assert alone["delta_ci"] is None
     assert task["p_value"] is None
     assert document["summary"]["stability"] == pytest.approx(math.exp(-0.3))  # perplexity then over now
 

@@ -110,6 +110,17 @@ def test_small_eval_sets_are_warned_of_at_the_request(ready: World) -> None:
     assert any("task 'one' has 16 eval examples" in warning for warning in update["warnings"])
 
 
+def test_small_graded_eval_sets_are_warned_of_as_well(ready: World) -> None:
+    ready.model("writer", base_model="smollm2-135m", task_type="causal-lm")
+    for task, held in (("alone", 1), ("few", 5), ("many", 30)):
+        ready.ok(ready.client.put(f"/v1/models/writer/tasks/{task}", json={"guarded": True}))
+        rows = [{"text": f"{task} {at}", "split": "eval"} for at in range(held)]
+        ready.examples(task, [*rows, {"text": f"{task} to learn", "split": "train"}], model="writer")
+    alone, few = ready.request("many", model="writer")["warnings"]
+    assert "task 'alone' has 1 eval example; graded scores have bounds from 2 examples on" in alone
+    assert "task 'few' has 5 eval examples; with fewer than 30" in few
+
+
 def test_updates_of_one_model_queue_up_in_order_and_models_run_side_by_side(ready: World) -> None:
     ready.model("other")
     ready.task("one", model="other")

@@ -314,3 +314,18 @@ def test_addresses_are_not_written_into_pages_as_they_are(browser: Browser, path
     html = browser.get(path).text
     assert "<script>" not in html
     assert "<img src=x" not in html
+
+
+def test_the_caption_of_the_changes_says_whose_they_are_and_how_they_are_bounded(
+    browser: Browser, long: str
+) -> None:
+    page = f"/ui/models/{long}/versions/5"
+    said = visible_text(browser.read(page))
+    assert "Against version 4, on the examples both answered; whiskers are exact bounds at 95" in said
+    assert "The gate compared with" not in said
+    with session_scope(tenant="acme") as session:
+        session.execute(text("UPDATE updates SET compared_with = 3 WHERE version = 5"))
+        session.execute(text("UPDATE models SET task_type = 'causal-lm'"))
+    said = visible_text(browser.read(page))
+    assert "whiskers are bounds by the bootstrap or Student’s t, the wider, at 95" in said
+    assert "The gate compared with version 3 instead, the champion of then" in said
