@@ -16,6 +16,7 @@ class ExitCode(IntEnum):
     FAILED = 4  # or cancelled
     AWAITING_APPROVAL = 5
     UNREACHABLE = 6
+    NOTHING_TO_LEARN = 7  # refused, since the version to start from has learnt every row
     INTERRUPTED = 130  # as shells have it for Ctrl-C
 
 
@@ -23,6 +24,7 @@ OF_STATUS = {
     "promoted": ExitCode.FINE, "rejected": ExitCode.REJECTED, "failed": ExitCode.FAILED,
     "cancelled": ExitCode.FAILED, "awaiting_approval": ExitCode.AWAITING_APPROVAL,
 }  # fmt: skip
+OF_CODE = {"nothing_to_learn": ExitCode.NOTHING_TO_LEARN}
 
 
 class CallFailed(Exception):
@@ -44,6 +46,7 @@ class Problem(CallFailed):
     def __init__(self, document: dict[str, Any], *, status: int) -> None:
         super().__init__(in_words(document))
         self.document, self.status, self.code = document, status, str(document.get("code", ""))
+        self.exit_code = OF_CODE.get(self.code, ExitCode.ERROR)
 
 
 def in_words(document: dict[str, Any]) -> str:

@@ -39,7 +39,8 @@ app = typer.Typer(
     `PALIMPSEST_API_KEY`, or a `palimpsest up` on this machine (`--state DIR`). Each takes `--json`.
 
     **Exit codes**: 0 fine; 1 the API refused or the command is not possible; 2 wrong usage; of `update submit --wait`,
-    `version blend --wait` and `update watch` 3 rejected, 4 failed or cancelled, 5 awaiting approval; 6 the service cannot be reached; 130 Ctrl-C.""",
+    `version blend --wait` and `update watch` 3 rejected, 4 failed or cancelled, 5 awaiting approval; 6 the service cannot be reached;
+    7 there is nothing new to learn; 130 Ctrl-C.""",
 )
 
 OPERATING, CALLING = "Running the service", "Using a running service"

@@ -16,7 +16,7 @@ app = typer.Typer(
     help="""Ask for updates, watch them, approve, reject or cancel them.
 
     `update submit --wait` and `update watch` end with 0 promoted, 3 rejected, 4 failed or cancelled, 5 awaiting approval,
-    6 the service cannot be reached any more, 130 Ctrl-C (the update goes on).""",
+    6 the service cannot be reached any more, 130 Ctrl-C (the update goes on); `update submit` with 7 where there is nothing new to learn.""",
 )
 
 

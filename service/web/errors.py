@@ -4,7 +4,7 @@ import json
 from collections.abc import Awaitable, Callable
 from inspect import isawaitable
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urlsplit
 
 from fastapi import FastAPI, Request
 from fastapi.responses import RedirectResponse, Response
@@ -16,6 +16,7 @@ from service.web.rendering import page
 
 SIGN_IN = f"{PAGES_PREFIX}/signin"
 SIGN_OUT = f"{PAGES_PREFIX}/signout"
+LONGEST_NEXT = 2000
 Handler = Callable[[Request, Any], Response | Awaitable[Response]]
 
 
@@ -59,17 +60,28 @@ def _page_of(request: Request, response: Response) -> Response:
 def _to_sign_in(request: Request, problem: dict[str, Any]) -> Response:
     if EventSourceResponse.media_type in request.headers.get("accept", ""):
         return Response(status_code=204)  # a page that listens comes no more, and asks for its state instead
-    query = {"next": request.url.path}
+    query = {"next": _asked_for(request)}
     if problem["code"] != "signed_out":
         query["ended"] = "1"
     return RedirectResponse(f"{SIGN_IN}?{urlencode(query)}", status_code=303)
 
 
+def _asked_for(request: Request) -> str:
+    """The page with its filters; without them where they are too much to come back with."""
+    path, query = request.url.path, request.url.query
+    whole = f"{path}?{query}" if query else path
+    return whole if len(whole) <= LONGEST_NEXT and own_path(whole) == whole else path
+
+
 def _way_back(request: Request) -> str:
     """The page the visitor came from, where it is one of this service."""
-    came_from = request.headers.get("referer", "")
-    own = f"{request.url.scheme}://{request.headers.get('host', '')}"
-    return own_path(came_from.removeprefix(own))
+    try:
+        came_from = urlsplit(request.headers.get("referer", ""))
+    except ValueError:  # no address at all
+        return PAGES_PREFIX
+    if came_from.netloc != request.headers.get("host"):  # of the scheme only the proxy knows that ends TLS
+        return PAGES_PREFIX
+    return own_path(f"{came_from.path}?{came_from.query}" if came_from.query else came_from.path)
 
 
 def own_path(path: str | None) -> str:

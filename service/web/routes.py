@@ -20,7 +20,7 @@ from service.models import Model
 from service.response_headers import PAGES_PREFIX, STATIC_PREFIX
 from service.security import end_session
 from service.web import answers, session
-from service.web.errors import SIGN_IN, SIGN_OUT, install_error_pages, own_path
+from service.web.errors import LONGEST_NEXT, SIGN_IN, SIGN_OUT, install_error_pages, own_path
 from service.web.model_routes import router as models
 from service.web.rendering import page
 from service.web.reports import forgetting_report
@@ -61,7 +61,7 @@ def read_first_page() -> RedirectResponse:
 
 @router.get(SIGN_IN)
 def show_sign_in(
-    next_: Annotated[str | None, Query(alias="next", max_length=2000)] = None,
+    next_: Annotated[str | None, Query(alias="next", max_length=LONGEST_NEXT)] = None,
     ended: Annotated[str | None, Query(max_length=1)] = None,
 ) -> HTMLResponse:
     """Asks for an API key."""

@@ -76,8 +76,9 @@ def change_webhook(session: Session, *, webhook: str, change: WebhookChange, act
     """Changes a webhook. A new address was checked before. What is pending goes to the new one."""
     row = get_webhook(session, webhook=webhook, lock=True)
     given = change.model_fields_set
-    if change.url is not None:
+    if change.url is not None and change.url != row.url:
         row.url = change.url
+        row.failing_since = None  # what the old address failed is not held against the new one
     if "events" in given:
         row.events = _stored(change.events)
     if "description" in given:

@@ -10,7 +10,10 @@ import threading
 import pytest
 from fastapi.testclient import TestClient
 from playwright.sync_api import expect
+from sqlalchemy import update as change
 
+from service.db import session_scope
+from service.models import Update
 from tests.browser.conftest import Visit
 from tests.scenes import World
 from tests.service.web.visitors import key_of
@@ -161,6 +164,49 @@ def test_a_link_in_a_mail_leads_to_its_page(client: TestClient, visit: Visit) ->
     page.set_content(f'<a href="{visit.origin}/ui/models/triage">Your update was held</a>')
     page.get_by_role("link", name="Your update was held").click()
     expect(page.get_by_role("heading", name="triage")).to_be_visible()
+
+
+def test_a_page_that_follows_an_update_stays_under_the_hands_of_its_reader(
+    client: TestClient, visit: Visit
+) -> None:
+    world = World(client)
+    world.model()
+    world.task("numbers", ("math", "calendar"))
+    world.examples("numbers", [{"text": "a misspelt label", "label": "maths", "split": "eval"}])
+    update = world.request("numbers")["id"]
+    report_progress(update, step=1)
+    visit.open("/ui/signin")
+    visit.sign_in(key_of(client))
+    visit.open(f"/ui/updates/{update}")
+    page = visit.page
+
+    def refreshed(step: int) -> None:
+        report_progress(update, step=step)
+        expect(page.get_by_role("progressbar", name=f"step {step} of 9")).to_be_visible()
+
+    refreshed(2)  # by the script: the page listens by now
+    warnings = page.locator("summary")
+    warnings.click()
+    cancel = page.get_by_role("button", name="Cancel this update")
+    for control in (warnings, page.get_by_role("link", name="SVG"), cancel):
+        control.focus()
+        refreshed(3)
+        refreshed(4)
+        expect(control).to_be_focused()
+    expect(page.locator("details")).not_to_have_attribute("open")
+    cancel.hover()
+    page.mouse.down()
+    refreshed(5)
+    page.mouse.up()
+    expect(page.locator("#state")).to_have_attribute("data-state", "cancelled")
+
+
+def report_progress(update: str, *, step: int) -> None:
+    """Says of an update what its worker would: that it trains, and how far it is."""
+    losses = [[one, 1 / one] for one in range(1, step + 1)]
+    progress = {"phase": "training", "step": step, "total_steps": 9, "loss": 1 / step, "losses": losses}
+    with session_scope(tenant="acme", role="worker") as session:
+        session.execute(change(Update).where(Update.id == update).values(progress=progress))
 
 
 def test_pages_can_be_read_where_scripts_are_off(client: TestClient, visit: Visit) -> None:

@@ -7,13 +7,24 @@
   const finished = () => state().finished === "yes";
   let fetching = false, again = false, stream;
 
+  // Makes one element like another by changing what differs between them and nothing else: what is focused stays so, a button
+  // that is pressed down is let go of where it was pressed, typed text stays typed. What a reader opened or closed stays as it is.
+  const liken = (shown, fresh) => {
+    if (shown.isEqualNode(fresh)) return;
+    if (shown.nodeName !== fresh.nodeName || shown.id !== fresh.id || shown.nodeType !== Node.ELEMENT_NODE) {
+      shown.replaceWith(fresh);
+      return;
+    }
+    for (const { name } of [...shown.attributes]) if (name !== "open" && !fresh.hasAttribute(name)) shown.removeAttribute(name);
+    for (const { name, value } of fresh.attributes) if (name !== "open" && shown.getAttribute(name) !== value) shown.setAttribute(name, value);
+    const before = [...shown.childNodes], after = [...fresh.childNodes];
+    before.slice(after.length).forEach((gone) => gone.remove());
+    after.forEach((child, place) => place < before.length ? liken(before[place], child) : shown.append(child));
+  };
+
   const show = (html) => {
-    const focused = document.activeElement && document.activeElement.id;
-    const typed = live.querySelector("#reason") && live.querySelector("#reason").value;
     const before = state().state;
-    live.innerHTML = html;
-    if (typed && live.querySelector("#reason")) live.querySelector("#reason").value = typed;
-    if (focused && focused !== document.activeElement.id) document.getElementById(focused)?.focus();
+    liken(document.getElementById("state"), new DOMParser().parseFromString(html, "text/html").getElementById("state"));
     if (state().state !== before) announcement.textContent = state().words;
   };
 

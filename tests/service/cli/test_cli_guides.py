@@ -1,5 +1,6 @@
 """docs/guides/: every command works as printed, in the order in which a reader comes by them; the tables are true."""
 
+import json
 import os
 import re
 import subprocess
@@ -9,11 +10,14 @@ from pathlib import Path
 import httpx
 import pytest
 import yaml
+from fastapi.testclient import TestClient
 
+from service.cli.problems import ExitCode
 from service.evaluations.gate import GatePolicy, smallest_deciding_size
 from tests.scenes import World
 from tests.service.cli.conftest import key_of
 from tests.service.cli.test_cli_watching import a_worker
+from tests.service.web.visitors import lineage
 
 ROOT = Path(__file__).parents[3]
 GUIDES = ROOT / "docs" / "guides"
@@ -47,13 +51,39 @@ def follow(language: str, block: str, environment: dict[str, str], folder: Path)
     if language == "yaml":
         (job,) = yaml.safe_load(block)["jobs"].values()
         steps = [step["run"] for step in job["steps"] if "run" in step]
-        return "".join(follow("sh", step, environment, folder) for step in steps)
+        runner = a_fresh_runner(environment, folder.parent / "runner")
+        return "".join(follow("sh", step, runner, folder) for step in steps)
     arguments = [sys.executable, "-c", block] if language == "python" else ["bash", "-euc", block]
     done = subprocess.run(
         arguments, env=environment, cwd=folder, capture_output=True, text=True, timeout=TIMEOUT_SECONDS
     )
     assert done.returncode == 0, (block, done.stdout, done.stderr)
     return done.stdout
+
+
+def a_fresh_runner(environment: dict[str, str], folder: Path) -> dict[str, str]:
+    """The shell of a CI machine: the command is there once pip installed it. This pip only does as if, without a network."""
+    folder.mkdir()
+    reader, _, machine = environment["PATH"].partition(":")
+    package = "git+https://git.example/palimpsest"
+    pip = folder / "pip"
+    pip.write_text(f'#!/bin/sh\n[ "$*" = "install {package}" ] && cp {reader}/palimpsest {folder}/\n')
+    pip.chmod(0o755)
+    (folder / "python3").symlink_to(sys.executable)
+    return environment | {"PATH": f"{folder}:{machine}", "PALIMPSEST_PACKAGE": package}
+
+
+def test_the_nightly_script_tells_a_night_without_new_rows_from_a_refusal(
+    client: TestClient, environment: dict[str, str], tmp_path: Path
+) -> None:
+    lineage(client, model="triage")
+    script = blocks("first-pipeline")[1][1].partition("\n")[2]  # without the line that adds rows
+    quiet = follow("sh", script.replace("triage shipping", "triage task-0"), environment, tmp_path)
+    assert quiet == "nothing new tonight\n"
+    refused = subprocess.run(
+        ["bash", "-euc", script], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=TIMEOUT_SECONDS
+    )  # fmt: skip
+    assert (refused.returncode, refused.stdout) == (ExitCode.ERROR, ""), "there is no such task"
 
 
 @pytest.mark.slow
@@ -69,7 +99,9 @@ def test_the_guides_work_as_printed_from_the_first_to_the_last(
             said[guide] = "".join(follow(*block, environment, folder) for block in blocks(guide))
     assert "held: the eval sets are too small" in said["first-pipeline"]
     assert "inconclusive" in said["reading-a-report"]
-    assert (folder / "report.json").stat().st_size > 0
+    assert (tmp_path / "runner" / "palimpsest").exists(), "the CI job installs what it calls"
+    kept = json.loads((folder / "report.json").read_text())
+    assert kept["version"] == json.loads((folder / "update.json").read_text())["version"]
     history = world.get("/models/triage/history")["data"]
     moves = [(move["kind"], move["to_version"]) for move in history if move["alias"] == "champion"]
     assert moves[:2] == [("rolled_back", 2), ("rolled_back", moves[1][1])]

@@ -6,11 +6,12 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import text
+from sqlalchemy import update as change
 
 from service.db import session_scope
 from service.errors import Conflict
 from service.idempotency import Idempotency
-from service.models import UpdateState
+from service.models import Update, UpdateState
 from tests.scenes import World, make_client
 from tests.service.web.visitors import Browser, visible_text
 
@@ -199,20 +200,30 @@ def test_a_candidate_is_not_approved_on_a_verdict_that_nobody_saw(
 
 def hold_newest(world: World, browser: Browser) -> str:
     """Sets the lineage's newest version back to a candidate that waits for a person; returns its update's page."""
-    from sqlalchemy import update
-
-    from service.db import session_scope
-    from service.models import Update
-
     world.rollback("long", to=4)
     with session_scope(tenant="acme", role="worker") as session:
         found = session.execute(
-            update(Update)
+            change(Update)
             .where(Update.version == 5)
             .values(state=UpdateState.AWAITING_APPROVAL, compared_with=4)
             .returning(Update.id)
         ).scalar_one()
     return f"/ui/updates/{found}"
+
+
+def test_without_scripts_a_page_loads_itself_again_but_not_while_a_person_decides_on_it(
+    world: World, browser: Browser, colours: str
+) -> None:
+    again = '<noscript><meta http-equiv="refresh"'
+    update = world.request("colours", promotion="manual")["id"]
+    page = f"/ui/updates/{update}"
+    assert again in browser.read(page)
+    with session_scope(tenant="acme", role="worker") as session:
+        waits = {"state": UpdateState.AWAITING_APPROVAL, "compared_with": 0}
+        session.execute(change(Update).where(Update.id == update).values(waits))
+    held = browser.read(page)
+    assert 'id="reason"' in held
+    assert again not in held
 
 
 def test_a_rollback_says_what_it_changes_and_then_does_it(world: World, browser: Browser, long: str) -> None:

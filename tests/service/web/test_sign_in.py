@@ -3,6 +3,7 @@
 import re
 import time
 from datetime import UTC, datetime, timedelta
+from html import unescape
 
 import pytest
 from fastapi.dependencies.models import Dependant
@@ -30,6 +31,50 @@ def test_whoever_is_signed_out_is_asked_to_sign_in_and_comes_back_to_the_page(cl
     assert 'value="/ui/models/triage"' in browser.read(asked.headers["Location"])
     answer = browser.send("/ui/signin", key=browser.key, next="/ui/models/triage")
     assert (answer.status_code, answer.headers["Location"]) == (303, "/ui/models/triage")
+
+
+@pytest.mark.parametrize(
+    ("path", "onward"),
+    [
+        ("/ui/models/triage?version=2", "/ui/models/triage?version=2"),
+        ("/ui/models/triage/versions/5?kind=negative&task=a%20b", "/ui/models/triage/versions/5?kind=negative&task=a%20b"),
+        ("/ui/models?next=//evil.example", "/ui/models?next=//evil.example"),
+        (f"/ui/models?cursor={'x' * 2000}", "/ui/models"),
+        ("/ui/models?kind=\\evil.example", "/ui/models"),
+    ],
+)  # fmt: skip
+def test_signing_in_leads_back_to_the_page_with_its_filters(
+    client: TestClient, path: str, onward: str
+) -> None:
+    browser = Browser(client, signed_in=False)
+    page = browser.read(browser.get(path).headers["Location"])
+    found = re.search(r'name="next" value="([^"]*)"', page)
+    assert found is not None
+    answer = browser.send("/ui/signin", key=browser.key, next=unescape(found[1]))
+    assert (answer.status_code, answer.headers["Location"]) == (303, onward)
+
+
+@pytest.mark.parametrize(
+    ("came_from", "back"),
+    [
+        ("http://testserver/ui/models/triage?version=2", "/ui/models/triage?version=2"),
+        ("https://testserver/ui/models/triage", "/ui/models/triage"),  # a proxy before the service ends TLS
+        ("https://evil.example/ui/models/triage", "/ui"),
+        ("https://testserver.evil.example/ui/models/triage", "/ui"),
+        ("https://testserver@evil.example/ui/models/triage", "/ui"),
+        ("https://testserver//evil.example", "/ui"),
+        ("https://testserver/v1/models", "/ui"),
+        ("/ui/models/triage", "/ui"),
+        ("http://[", "/ui"),
+        ("", "/ui"),
+    ],
+)
+def test_an_error_leads_back_to_the_page_it_was_come_to_from_and_nowhere_else(
+    browser: Browser, came_from: str, back: str
+) -> None:
+    answer = browser.get("/ui/updates/upd_none", Referer=came_from)
+    assert answer.status_code == 404
+    assert f'href="{back}"' in answer.text.partition("<main")[2]
 
 
 def test_the_cookie_holds_neither_key_nor_its_hash_and_is_for_pages_alone(client: TestClient) -> None:

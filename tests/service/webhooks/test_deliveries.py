@@ -125,6 +125,20 @@ def test_a_webhook_to_which_nothing_was_delivered_for_days_is_switched_off_and_a
     assert (entry["target"], entry["data"]["host"]) == (hook["id"], "127.0.0.1")
 
 
+def test_a_new_address_does_not_answer_for_the_days_of_the_old_one(hooks: Hooks) -> None:
+    hook = hooks.create()
+    hooks.receiver.react = answering(500)
+    hooks.tested(hook)
+    hooks.sql("UPDATE webhooks SET failing_since = now() - interval '6 days'")
+    hooks.sql("UPDATE webhook_deliveries SET tries = 7")
+    assert hooks.change(hook, url=hook["url"], description="the same")["failing_since"] is not None
+    assert hooks.change(hook, url=f"{hook['url']}?mended")["failing_since"] is None
+    hooks.make_due()
+    deliver_due()
+    assert hooks.deliveries(hook)[0]["state"] == "failed", "it was the last try"
+    assert hooks.read(hook)["enabled"]
+
+
 @pytest.mark.slow  # a process to start
 def test_a_sender_killed_before_it_could_record_leaves_the_message_to_the_next_under_the_same_id(
     hooks: Hooks, tmp_path: Path
