@@ -18,7 +18,7 @@ import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
@@ -78,13 +78,21 @@ def start_forkserver(torch_threads: int | None) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
     _context.set_forkserver_preload(["workers.training.preload"])
+    _ensure_running()
+
+
+def _ensure_running() -> None:
+    """Starts the fork server where there is none, deaf to SIGTERM and SIGINT until it ignores them by itself."""
+    resource_tracker.ensure_running()  # as it starts, it unblocks both
     # The server takes no module path from its parent, so it must find this package by the environment.
     before = os.environ.get("PYTHONPATH")
     root = str(Path(__file__).parents[1])
     os.environ["PYTHONPATH"] = root if not before else os.pathsep.join((root, before))
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
     try:
         forkserver.ensure_running()
     finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         if before is None:
             del os.environ["PYTHONPATH"]
         else:
@@ -159,8 +167,11 @@ class Trainer:
             process.join(1.0)
             if process.is_alive():
                 process.kill()
-                process.join()
-            process.close()
+                process.join(GRACE_SECONDS)
+            if process.is_alive():  # the kernel holds it: whoever waits for it may wait for ever
+                log.error("child_abandoned", extra={"fields": {"pid": process.pid}})
+            else:
+                process.close()
 
     def _live_pipe(self) -> Connection:
         """The pipe to a living child, a new one where the last has gone."""
@@ -172,12 +183,18 @@ class Trainer:
     def _start(self) -> Connection:
         if not _server.started:
             start_forkserver(None)
+        _ensure_running()
         ours, theirs = _context.Pipe()
         process = _context.Process(
             target=serve, args=(theirs, _server.torch_threads), name="training-child", daemon=True
         )
-        process.start()
-        theirs.close()
+        try:
+            process.start()
+        except (EOFError, ConnectionError) as error:  # the fork server died meanwhile
+            ours.close()
+            raise ChildDied(None) from error
+        finally:
+            theirs.close()
         self._process, self._pipe = process, ours
         return ours
 

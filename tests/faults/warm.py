@@ -55,6 +55,7 @@ def _run(arguments: list[str], environment: dict[str, str], log: Path, anew: boo
     os.environ.clear()
     os.environ.update(environment)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if anew:
         os.execv(sys.executable, [sys.executable, "-m", "service.cli", *arguments])
     from service.cli import main, operating

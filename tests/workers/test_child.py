@@ -233,3 +233,22 @@ def test_every_ending_survives_the_pipe(error: Exception) -> None:
     again = pickle.loads(pickle.dumps(error))
     assert type(again) is type(error)
     assert str(again) == str(error)
+
+
+def test_the_preload_ignores_signals_that_came_first_and_collects_garbage_again_when_an_import_fails() -> (
+    None
+):
+    code = (
+        "import gc, os, signal, sys\n"
+        "both = {signal.SIGTERM, signal.SIGINT}\n"
+        "signal.pthread_sigmask(signal.SIG_BLOCK, both)\n"
+        "[os.kill(os.getpid(), number) for number in both]\n"
+        "sys.modules['peft'] = None\n"
+        "try:\n"
+        "    import workers.training.preload\n"
+        "except ImportError:\n"
+        "    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ()) & both\n"
+        "    sys.exit(0 if gc.isenabled() and not blocked else 1)\n"
+        "sys.exit(2)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

@@ -5,25 +5,26 @@ supervisor: one sent to the whole process group must not take the fork server, a
 checkpoint, away.
 """
 
-# ruff: noqa: E402  # the collector must be off before the imports that it would slow down
-
 import gc
 import signal
 
+for number in (signal.SIGTERM, signal.SIGINT):
+    signal.signal(number, signal.SIG_IGN)  # drops what came while the supervisor had it blocked, too
+signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT})
+
 gc.disable()  # what is imported stays: looking for garbage among it takes a fifth of the time
 
-import peft
-import torch
-import transformers.models.bert.modeling_bert
-import transformers.models.llama.modeling_llama
+try:
+    import peft
+    import torch
+    import transformers.models.bert.modeling_bert
+    import transformers.models.llama.modeling_llama
 
-import workers.child_logs
-import workers.evaluation.runner
-import workers.training.loop
-
-gc.freeze()  # nor do the children look there, again and again, and copy every page of it
-gc.enable()
-
-signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    import workers.child_logs
+    import workers.evaluation.runner
+    import workers.training.loop
+finally:  # the fork server goes on without what could not be imported
+    gc.freeze()  # nor do the children look there, again and again, and copy every page of it
+    gc.enable()
 
 __all__ = ["peft", "torch", "transformers", "workers"]
