@@ -25,6 +25,7 @@ from structlog import get_logger
 from service.config import get_settings
 from service.errors import ServiceError, Unavailable
 from service.failpoints import reach
+from service.signs_of_life import show_life
 
 log = get_logger(__name__)
 SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -149,7 +150,7 @@ class ArtifactStore:
         """Copies an artifact and returns the hash of what was found."""
         digest = hashlib.sha256()
         with self._reached(), self._fs.open(self._path(sha256), "rb") as source:
-            while chunk := source.read(CHUNK):
+            for chunk in _chunks(source):
                 digest.update(chunk)
                 target.write(chunk)
         return digest.hexdigest()
@@ -319,7 +320,7 @@ def _session_of_buckets() -> Any:
 
 def _sha256(source: BinaryIO) -> str:
     digest = hashlib.sha256()
-    while chunk := source.read(CHUNK):
+    for chunk in _chunks(source):
         digest.update(chunk)
     return digest.hexdigest()
 
@@ -331,5 +332,11 @@ def _written_at(entry: Mapping[str, Any]) -> float:
 
 
 def _copy(source: BinaryIO, target: BinaryIO) -> None:
-    while chunk := source.read(CHUNK):
+    for chunk in _chunks(source):
         target.write(chunk)
+
+
+def _chunks(source: BinaryIO) -> Iterator[bytes]:
+    while chunk := source.read(CHUNK):
+        show_life()
+        yield chunk

@@ -183,6 +183,11 @@ class Settings(BaseSettings):
         gt=0,
         description="a training process that gets no further for this long counts as hung and is killed",
     )
+    worker_timeout_seconds: float = Field(
+        default=1800.0,
+        gt=0,
+        description="a worker that shows no sign of life for this long, in a file system that hangs, gives up what it holds",
+    )
     memory_limit_bytes: int | None = Field(
         default=None,
         ge=1,

@@ -26,6 +26,7 @@ from sqlalchemy.orm import InstrumentedAttribute, Session, SessionTransaction, s
 from service.bounded_connections import BoundedConnection, Server
 from service.config import get_settings
 from service.failpoints import reach
+from service.signs_of_life import show_life
 
 Role = Literal["app", "worker"]
 Value = TypeVar("Value")
@@ -65,6 +66,7 @@ def engine_for(database_url: str) -> Engine:
     def connect(_dialect: object, _record: object, args: list[Any], parameters: dict[str, Any]) -> Any:
         return server.connect(*args, **parameters)
 
+    event.listen(engine, "after_cursor_execute", lambda *_: show_life())
     return engine
 
 

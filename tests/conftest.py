@@ -53,6 +53,12 @@ def pytest_configure() -> None:
     )
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begins with the longest files, for which everything else would wait at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+
+
 def pytest_runtest_setup() -> None:
     """Leaves what is there by now, libraries above all, out of further garbage collections: each would go through it again."""
     gc.collect()

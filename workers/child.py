@@ -99,6 +99,83 @@ def _ensure_running() -> None:
             os.environ["PYTHONPATH"] = before
 
 
+class _Child:
+    """A training child and the supervisor's end of its pipe.
+
+    It is started in a thread of its own, for the fork server may still import torch, or hang: then nobody need wait.
+    """
+
+    def __init__(self) -> None:
+        self.pipe, self._theirs = _context.Pipe()
+        self._process = _context.Process(
+            target=serve, args=(self._theirs, _server.torch_threads), name="training-child", daemon=True
+        )
+        self._ready = threading.Event()
+        self._error: BaseException | None = None
+        threading.Thread(target=self._start, name="child-start", daemon=True).start()
+
+    def _start(self) -> None:
+        try:
+            if not _server.started:
+                start_forkserver(None)
+            _ensure_running()
+            self._process.start()
+        except BaseException as error:
+            self._error = error
+        finally:
+            self._theirs.close()
+            self._ready.set()
+
+    def is_started(self, *, within: float) -> bool:
+        """Waits for its start, so many seconds.
+
+        Raises:
+            ChildDied: the fork server died meanwhile.
+        """
+        if not self._ready.wait(within):
+            return False
+        if isinstance(self._error, EOFError | ConnectionError):
+            raise ChildDied(None) from self._error
+        if self._error is not None:
+            raise self._error
+        return True
+
+    @property
+    def pid(self) -> int | None:
+        """Its process id; None before it is started."""
+        return self._process.pid
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether its process runs."""
+        return self.pid is not None and self._process.is_alive()
+
+    def kill(self) -> None:
+        """Ends it at once."""
+        if self.is_alive:
+            self._process.kill()
+
+    def status(self) -> int | None:
+        """Waits for its end and returns the exit status (negative: the signal); None where it does not end."""
+        self._process.join(GRACE_SECONDS)
+        return self._process.exitcode
+
+    def close(self) -> None:
+        """Ends it: it exits when its pipe closes, and is killed when it does not. One that starts later finds nobody there."""
+        self.pipe.close()
+        self._ready.wait(1.0)
+        if self.pid is None:
+            return
+        self._process.join(1.0)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join(GRACE_SECONDS)
+        if self._process.is_alive():  # the kernel holds it: whoever waits for it may wait for ever
+            log.error("child_abandoned", extra={"fields": {"pid": self.pid}})
+        else:
+            self._process.close()
+
+
 class Trainer:
     """A supervisor's handle on one training child. Use as a context manager, from one thread.
 
@@ -109,12 +186,11 @@ class Trainer:
 
     def __init__(self, limits: Limits | None = None) -> None:
         self._limits = limits or Limits()
-        self._process: Any = None
-        self._pipe: Connection | None = None
+        self._child: _Child | None = None
         self._number = 0
 
     def __enter__(self) -> Self:
-        self._start()
+        self._child = _Child()  # gets ready while the first request is made
         return self
 
     def __exit__(
@@ -129,10 +205,9 @@ class Trainer:
         Raises:
             ChildDied: there is no child now.
         """
-        if self._process is None:
+        if self._child is None or not self._child.is_started(within=GRACE_SECONDS):
             raise ChildDied(None)
-        pid: int = self._process.pid
-        return pid
+        return cast(int, self._child.pid)
 
     def train(self, request: TrainRequest, *, on_progress: OnProgress, watch: Watch) -> TrainResult:
         """Train one update in the child and wait for it.
@@ -160,52 +235,39 @@ class Trainer:
 
     def close(self) -> None:
         """End the child: it exits when its pipe closes, and is killed when it does not."""
-        process, pipe, self._process, self._pipe = self._process, self._pipe, None, None
-        if pipe is not None:
-            pipe.close()
-        if process is not None:
-            process.join(1.0)
-            if process.is_alive():
-                process.kill()
-                process.join(GRACE_SECONDS)
-            if process.is_alive():  # the kernel holds it: whoever waits for it may wait for ever
-                log.error("child_abandoned", extra={"fields": {"pid": process.pid}})
-            else:
-                process.close()
+        child, self._child = self._child, None
+        if child is not None:
+            child.close()
 
-    def _live_pipe(self) -> Connection:
-        """The pipe to a living child, a new one where the last has gone."""
-        if self._pipe is not None and self._process.is_alive():
-            return self._pipe
-        self.close()
-        return self._start()
-
-    def _start(self) -> Connection:
-        if not _server.started:
-            start_forkserver(None)
-        _ensure_running()
-        ours, theirs = _context.Pipe()
-        process = _context.Process(
-            target=serve, args=(theirs, _server.torch_threads), name="training-child", daemon=True
-        )
-        try:
-            process.start()
-        except (EOFError, ConnectionError) as error:  # the fork server died meanwhile
-            ours.close()
-            raise ChildDied(None) from error
-        finally:
-            theirs.close()
-        self._process, self._pipe = process, ours
-        return ours
+    def _living(self, watch: Watch) -> _Child:
+        """A child that lives, a new one where the last has gone."""
+        if self._child is not None and self._child.pid is not None and not self._child.is_alive:
+            self.close()
+        if self._child is None:
+            self._child = _Child()
+        deadline = time.monotonic() + self._limits.progress_timeout_seconds
+        while not self._child.is_started(within=TICK_SECONDS):
+            if (wanted := watch()) is not None:
+                raise Cancelled if wanted == "cancel" else Stopped
+            if time.monotonic() > deadline:
+                raise TrainingFailed(
+                    "no_progress",
+                    f"the training process was not there after {self._limits.progress_timeout_seconds:g} s: its fork server hangs",
+                )
+        return self._child
 
     def _ask(self, call: str, request: object, on_progress: OnProgress, watch: Watch) -> object:
-        pipe = self._live_pipe()
+        try:
+            child = self._living(watch)
+        except BaseException:
+            self.close()
+            raise
         self._number += 1
         try:
-            pipe.send((call, self._number, (request, get_contextvars())))
-            return self._wait(pipe, on_progress, watch)
+            child.pipe.send((call, self._number, (request, get_contextvars())))
+            return self._wait(child.pipe, on_progress, watch)
         except (EOFError, ConnectionError) as error:
-            raise self._death() from error
+            raise self._death(child) from error
         except (Cancelled, Stopped, TrainingFailed):
             raise
         except BaseException:
@@ -248,14 +310,12 @@ class Trainer:
             raise
 
     def _kill(self) -> None:
-        if self._process is not None:
-            self._process.kill()
+        if self._child is not None:
+            self._child.kill()
         self.close()
 
-    def _death(self) -> ChildDied:
-        process = self._process
-        process.join(GRACE_SECONDS)
-        died = ChildDied(process.exitcode)
+    def _death(self, child: _Child) -> ChildDied:
+        died = ChildDied(child.status())
         self._kill()
         return died
 

@@ -21,6 +21,7 @@ from service.models import Model, Task, Update, Version, VersionTask
 from service.registry.queries import get_champion, get_version, require_artifact
 from service.replay.boosts import flip_boost
 from service.replay.queries import read_buffer
+from service.signs_of_life import bound_to_this_thread, show_life
 from service.tracing import traced
 from service.updates.catalogue import strategies
 from service.updates.commands import learnt_up_to
@@ -211,6 +212,7 @@ def write_rows(
             document = {"id": row.id, "task": names[row.task_id], **row.content, "label": row.label}
             file.write(json.dumps(document, ensure_ascii=False) + "\n")
             count += 1
+            show_life()
             if labels is not None and row.label is not None:
                 labels.add(row.label)
             if ids is not None:
@@ -351,7 +353,7 @@ def _hub_snapshot(name: str, entry: BaseCheckpoint) -> Path:
     offline = get_settings().hub_offline
     try:
         snapshot = snapshot_download(
-            entry.hub_id, revision=entry.revision, local_files_only=offline,
+            entry.hub_id, revision=entry.revision, local_files_only=offline, tqdm_class=_bar_of_downloads(),
             allow_patterns=[entry.gguf] if entry.gguf else ["*.json", "*.safetensors", "*.txt", "*.model"],
         )  # fmt: skip
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
@@ -364,3 +366,18 @@ def _hub_snapshot(name: str, entry: BaseCheckpoint) -> Path:
             f"The base model '{name}' ({entry.hub_id}@{entry.revision}) cannot be had: {how}."
         ) from error
     return Path(snapshot)
+
+
+def _bar_of_downloads() -> type[Any]:
+    """A progress bar for the hub's library, moved by its own threads: every move is a sign of life of this one."""
+    from huggingface_hub.utils.tqdm import tqdm
+
+    show = bound_to_this_thread()
+
+    class Bar(tqdm):
+        def update(self, n: float | None = 1) -> bool | None:
+            show()
+            moved: bool | None = super().update(n)
+            return moved
+
+    return Bar

@@ -103,6 +103,7 @@ def test_a_row_stored_twice_and_a_row_not_stored_are_told_apart() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_a_short_soak_loses_nothing_and_doubles_nothing(tmp_path: Path) -> None:
     figures = tmp_path / "soak.json"

@@ -16,7 +16,7 @@ import pytest
 
 from tests.scenes import docstrings
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 ROOT = Path(__file__).parents[2]
 GIVEN = ("DATABASE_URL", "REDIS_URL", "ARTIFACT_URL")
 FINISHED = {"promoted", "rejected", "failed", "cancelled", "awaiting_approval"}

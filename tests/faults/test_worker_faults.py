@@ -1,5 +1,6 @@
 """Faults of the worker: killed, frozen past its lease, told to stop, and killed at every boundary of an update."""
 
+import os
 import signal
 import time
 
@@ -7,10 +8,11 @@ import psutil
 import pytest
 
 from service.failpoints import POINTS
-from tests.faults.rig import LEASE_SECONDS, LONG, SHORT, Rig, until
+from tests.faults.rig import LEASE_SECONDS, LONG, QUICK, SHORT, Part, Rig, until
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.long,
     pytest.mark.timeout(900),
 ]  # leases run out in real time, and machines are shared
 ELSEWHERE = {
@@ -77,6 +79,66 @@ def test_a_worker_told_to_stop_is_gone_in_seconds_and_uses_up_no_attempt(rig: Ri
     rig.world.ok(rig.world.client.post(f"/v1/updates/{update}/cancel"))
     ended = rig.ended(update)
     assert (ended["status"], ended["attempt"]) == ("cancelled", 1)
+    rig.check_ledger()
+
+
+def test_a_worker_told_to_stop_while_it_still_starts_its_child_gives_the_attempt_back_at_once(
+    rig: Rig,
+) -> None:
+    rig.learnable("one")
+    update = rig.world.request("one", training=QUICK)["id"]
+    worker = rig.start_worker(anew=True)  # it imports torch, for seconds
+    until(lambda: "update_claimed" in worker.log, every=0.02, what="the claim")
+    hang(worker)
+    worker.send_group(signal.SIGTERM)
+    assert worker.gone(seconds=30) == 0
+    back = rig.world.update(update)
+    assert (back["status"], back["attempt"]) == ("queued", 1)
+    rig.start_worker()
+    ended = rig.ended(update)
+    assert (ended["status"], ended["attempt"], ended["version"]) == ("promoted", 1, 1)
+    rig.check_ledger()
+
+
+def hang(worker: Part) -> None:
+    """Suspends the fork server, so that no child comes from it, however fast it was."""
+    for process in psutil.Process(worker.pid).children():
+        if "forkserver" in " ".join(process.cmdline()):
+            process.suspend()
+
+
+def test_a_worker_that_hangs_in_a_file_system_loses_its_lease_and_can_write_nothing_when_it_is_let_go(
+    rig: Rig,
+) -> None:
+    hung = rig.start_worker(PALIMPSEST_WORKER_TIMEOUT_SECONDS="3")
+    rig.learnable("one", "two", "three")
+    assert rig.ended(rig.world.request("one", training=QUICK)["id"])["version"] == 1
+    (stored,) = rig.artifacts.glob("??/*.tar")
+    good, pipe = stored.read_bytes(), rig.folder / "pipe"
+    stored.unlink()
+    os.mkfifo(
+        stored
+    )  # whoever opens it for reading hangs in the kernel, as with a mount whose server has gone
+    update = rig.world.request("two", training=QUICK)["id"]
+    until(lambda: "holder_hangs" in hung.log, what="the lease to be given up")
+    assert "in get_folder" in hung.log, "the log does not say where it hangs"
+
+    stored.rename(pipe)
+    stored.write_bytes(good)
+    other = rig.start_worker()
+    ended = rig.ended(update)
+    assert (ended["status"], ended["attempt"], ended["version"]) == ("promoted", 2, 2)
+    before = rig.events(update)
+    assert [event["type"] for event in before] == [
+        "queued", "training", "lease_expired", "queued", "training", "evaluating", "promoted",
+    ]  # fmt: skip
+
+    other.send(signal.SIGTERM)
+    other.gone()
+    last = rig.world.request("three", training=QUICK)["id"]
+    os.close(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK))
+    assert rig.ended(last)["version"] == 3  # by the worker that hung
+    assert rig.events(update) == before
     rig.check_ledger()
 
 

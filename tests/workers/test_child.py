@@ -11,10 +11,12 @@ from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
+import psutil
 import pytest
 
 from workers.child import Cancelled, ChildDied, Stopped, Trainer, TrainingFailed, start_forkserver
-from workers.training.contract import EvaluateRequest, Progress, TrainRequest
+from workers.training.contract import EvaluateRequest, Progress, Signal, TrainRequest
+from workers.watchdog import Limits
 
 RequestFor = Callable[..., TrainRequest]
 ROOT = Path(__file__).parents[2]
@@ -151,6 +153,46 @@ def test_a_child_killed_mid_step_is_named_and_the_next_one_resumes_to_the_same_b
         trainer.train(killed, on_progress=seen.append, watch=lambda: None)
     assert min(progress.step for progress in seen if progress.phase == "training") > 0
     assert weights(killed.output) == weights(straight.output)
+
+
+@pytest.fixture
+def hung_forkserver(trainer: Trainer) -> Iterator[int]:
+    """The fork server, suspended: no child comes from it."""
+    server = int(Path(f"/proc/{trainer.pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
+    os.kill(server, signal.SIGSTOP)
+    yield server
+    os.kill(server, signal.SIGCONT)
+
+
+@pytest.mark.parametrize(("wanted", "end"), [("stop", Stopped), ("cancel", Cancelled)])
+def test_nobody_who_is_told_to_stop_waits_for_a_child_that_is_not_there_yet(
+    hung_forkserver: int, request_for: RequestFor, wanted: Signal, end: type[Exception]
+) -> None:
+    with Trainer() as late, pytest.raises(end):
+        late.train(request_for("sequential", ["sport"]), on_progress=lambda _: None, watch=lambda: wanted)
+    os.kill(hung_forkserver, signal.SIGCONT)  # the child that comes after all finds nobody there
+    until_childless(hung_forkserver, but=1)
+
+
+def test_a_fork_server_that_hangs_costs_an_attempt_and_not_the_worker(
+    hung_forkserver: int, request_for: RequestFor
+) -> None:
+    request = request_for("sequential", ["sport"])
+    with Trainer(Limits(progress_timeout_seconds=1.0)) as trainer:
+        with pytest.raises(TrainingFailed, match="fork server hangs") as caught:
+            trainer.train(request, on_progress=lambda _: None, watch=lambda: None)
+        assert caught.value.code == "no_progress"
+        os.kill(hung_forkserver, signal.SIGCONT)
+    with Trainer() as trainer:
+        trainer.train(request, on_progress=lambda _: None, watch=lambda: None)
+
+
+def until_childless(server: int, *, but: int) -> None:
+    """Waits until a fork server has no living child but so many."""
+    deadline = time.monotonic() + 60
+    while len(psutil.Process(server).children()) > but:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 def test_an_error_in_the_child_comes_back_with_its_code(trainer: Trainer, request_for: RequestFor) -> None:

@@ -87,6 +87,7 @@ def test_the_nightly_script_tells_a_night_without_new_rows_from_a_refusal(
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_guides_work_as_printed_from_the_first_to_the_last(
     world: World, environment: dict[str, str], tmp_path: Path
 ) -> None:

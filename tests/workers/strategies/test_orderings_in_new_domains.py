@@ -1,14 +1,6 @@
-"""The orderings that papers report, on digits in the real engine: means over seeds, by margins that hold.
+"""The orderings that papers report where every task brings a new domain, on digits in the real engine: means over seeds, by margins that hold."""
 
-What was published and does not hold here is in docs/benchmarks.md, with numbers; it is not asserted.
-"""
-
-from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import cache
-from pathlib import Path
-from statistics import fmean
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -16,8 +8,8 @@ import torch
 from torch import Tensor
 
 from bench import digits
-from bench.lineage import learn
 from bench.streams import Stream
+from tests.workers.strategies.orderings import mean_of
 from workers.strategies import catalogue
 from workers.strategies.catalogue import STRATEGIES
 from workers.strategies.ewc import Ewc
@@ -26,59 +18,13 @@ from workers.training.adapters import adapted_layers
 from workers.training.classifier import Classifier
 from workers.training.run import Run
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
-
-SEEDS = (0, 1, 2)
-CHANCE_OF_ONE_TASK = 1 / digits.TASKS
-
-
-@cache
-def average_accuracies(make: Callable[..., Stream], strategy: str, **parameters: float) -> tuple[float, ...]:
-    """The average accuracy after the last task, by seed."""
-    torch.set_num_threads(1)
-    scores = []
-    for seed in SEEDS:
-        with TemporaryDirectory() as folder:
-            stream = make(seed)
-            chosen: Mapping[str, Any] | None = parameters or None
-            lineage = learn(stream, strategy, seed=seed, folder=Path(folder), parameters=chosen)
-        score = lineage.summary.average_accuracy
-        assert score is not None
-        scores.append(score)
-    return tuple(scores)
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(1800)]
 
 
 def permuted_stream(seed: int) -> Stream:
     """Permuted digits with every third training row, for a test that finishes."""
     stream = digits.permuted_stream(seed)
     return replace(stream, tasks=[replace(task, train=task.train[::3]) for task in stream.tasks])
-
-
-def mean_of(make: Callable[..., Stream], strategy: str, **parameters: float) -> float:
-    return fmean(average_accuracies(make, strategy, **parameters))
-
-
-def test_with_new_labels_in_every_task_only_the_last_task_survives_without_rehearsal() -> None:
-    for strategy in ("sequential", "ewc"):
-        assert mean_of(digits.split_stream, strategy) == pytest.approx(CHANCE_OF_ONE_TASK, abs=0.06)
-
-
-def test_with_new_labels_in_every_task_rehearsal_keeps_most_of_what_joint_training_reaches() -> None:
-    sequential, replay, joint = (
-        mean_of(digits.split_stream, name) for name in ("sequential", "replay", "joint")
-    )
-    assert sequential + 0.4 < replay < joint
-
-
-def test_with_new_labels_in_every_task_soft_targets_are_worth_rehearsing_beside_labels() -> None:
-    replay, derpp, joint = (mean_of(digits.split_stream, name) for name in ("replay", "derpp", "joint"))
-    assert replay - 0.02 < derpp < joint
-
-
-def test_with_new_labels_in_every_task_distillation_and_projection_keep_little() -> None:
-    replay = mean_of(digits.split_stream, "replay")
-    for strategy in ("lwf", "agem"):
-        assert CHANCE_OF_ONE_TASK <= mean_of(digits.split_stream, strategy) < replay - 0.4
 
 
 def test_in_new_domains_soft_targets_and_projection_are_above_fine_tuning() -> None:
