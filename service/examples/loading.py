@@ -141,18 +141,20 @@ class Loading:
     def _meet_stored_rows(self) -> None:
         if self._last_batch() == 0:
             return
-        task_has_rows = self._session.execute(text(statements.TASK_HAS_ROWS), self._values).scalar_one()
+        self._change(statements.MEET_TEXTS)
+        if self._session.execute(text(statements.TASK_HAS_ROWS), self._values).scalar_one():
+            self._meet_rows_of_task()
+        self._session.execute(text(statements.ANALYZE_MET))
+
+    def _meet_rows_of_task(self) -> None:
         self._session.execute(text(statements.PLAN_MODE), {"plan_mode": "force_custom_plan"})
         parts = self._session.execute(
             text(statements.STAGED_KEYS), {"keys": KEYS_AT_ONCE}, execution_options={"yield_per": 1}
         )
         for part in parts:
-            self._change(statements.MEET_TEXTS, text_hashes=part.text_hashes)
-            if task_has_rows:
-                self._change(statements.MEET_CONTENTS, content_hashes=part.content_hashes)
-                self._change(statements.MEET_IDS, external_ids=part.external_ids)
+            self._change(statements.MEET_CONTENTS, content_hashes=part.content_hashes)
+            self._change(statements.MEET_IDS, external_ids=part.external_ids)
         self._session.execute(text(statements.PLAN_MODE), {"plan_mode": "auto"})
-        self._session.execute(text(statements.ANALYZE_MET))
 
     def _supersede(self, *, batch: int) -> int:
         ids = list(self._session.scalars(text(statements.REPLACED_IDS)))

@@ -3,12 +3,14 @@
 `problem` marks a row that will not be stored; `other` says what it contradicts.
 
 Statistics of `examples` lag behind its rows by a minute or more, and a join planned on them can take hours. So
-stored rows are only ever looked up by arrays of keys, which costs one index probe per key or, at worst, one
-scan per array; what is found lies in three more temporary tables, and joins are between those.
+stored rows are only ever looked up by key, and what is found lies in three more temporary tables, between which joins
+are. Texts are looked up one by one, in order: a single index begins with the model, so that no other can be mistaken
+for it. Ids and contents are looked up by arrays, which costs one index probe per key or, at worst, one scan per array.
 """
 
 LARGE_WORK = """
-SELECT set_config('lock_timeout', :lock, true), set_config('work_mem', '64MB', true), set_config('jit', 'off', true)
+SELECT set_config('lock_timeout', :lock, true), set_config('work_mem', '64MB', true), set_config('jit', 'off', true),
+       set_config('default_statistics_target', '10', true)
 """
 
 # Lookups by arrays are planned for the array at hand. Not for the insert: foreign keys would be planned anew per row.
@@ -40,14 +42,19 @@ LOCK_INGEST = "SELECT pg_advisory_xact_lock(72103, hashtext(:tenant || '/' || :m
 
 # Arrays as Postgres writes them, so that the caller hands them back without taking them apart.
 STAGED_KEYS = """
-SELECT array_agg(text_hash)::text AS text_hashes, array_agg(content_hash)::text AS content_hashes,
+SELECT array_agg(content_hash)::text AS content_hashes,
        (array_agg(external_id) FILTER (WHERE external_id IS NOT NULL))::text AS external_ids
 FROM pg_temp.staged WHERE problem IS NULL GROUP BY line / :keys
 """
 
 MEET_TEXTS = """
-INSERT INTO pg_temp.met_texts SELECT DISTINCT text_hash, split FROM examples
-WHERE tenant_id = :tenant AND model_id = :model AND text_hash = ANY(CAST(:text_hashes AS bytea[]))
+INSERT INTO pg_temp.met_texts SELECT DISTINCT row.text_hash, stored.split
+FROM (SELECT DISTINCT text_hash FROM pg_temp.staged WHERE problem IS NULL ORDER BY text_hash) AS row
+CROSS JOIN LATERAL (
+    SELECT split FROM examples
+    WHERE tenant_id = :tenant AND model_id = :model AND text_hash = row.text_hash
+    OFFSET 0  -- keeps it a look-up: it is never joined in another way
+) AS stored
 """
 
 MEET_IDS = """

@@ -37,6 +37,10 @@ class Example(OwnedByTenant, Base):
             "ix_examples_subject", "tenant_id", "model_id", "subject",
             postgresql_where=text("subject IS NOT NULL"),
         ),
+        Index(
+            "ix_examples_superseded", "tenant_id", "id", postgresql_include=["superseded_batch"],
+            postgresql_where=text("superseded_batch IS NOT NULL"),
+        ),
     )  # fmt: skip
 
     id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)

@@ -37,6 +37,7 @@ def admit_examples(
             "INSERT INTO replay_entries (tenant_id, model_id, version, stratum, priority, example_id)"
             " SELECT :tenant, :model, :version, a.stratum, a.priority, a.example_id FROM admissions a"
             " JOIN examples x ON x.tenant_id = :tenant AND x.id = a.example_id"
+            " ORDER BY a.stratum, a.priority, a.example_id"  # as buffers read them: few pages, side by side
         ),
         {"tenant": model.tenant_id, "model": model.id, "version": version},
     )

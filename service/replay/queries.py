@@ -30,16 +30,18 @@ TAUGHT = text("""
     SELECT version, stratum FROM taught WHERE stratum IS NOT NULL ORDER BY stratum, version
 """).bindparams(bindparam("lineage", type_=ARRAY(BigInteger)))
 
-# The next `count` of each (ancestor, stratum) in rank, by index; rows erased or corrected by the cut are passed over.
+# The next `count` of each (ancestor, stratum) in rank, by index; rows corrected by the cut are passed over, and those erased
+# have taken their entries with them. Corrected rows have an index of their own: no other row of `examples` is looked at.
 NEXT = text("""
     SELECT p.version, p.stratum, e.priority, e.example_id
     FROM unnest(:versions, :strata, :priorities, :ids, :counts) AS p(version, stratum, priority, id, count)
     CROSS JOIN LATERAL (
         SELECT r.priority, r.example_id FROM replay_entries r
-        JOIN examples x ON x.tenant_id = r.tenant_id AND x.id = r.example_id
         WHERE r.tenant_id = :tenant AND r.model_id = :model AND r.version = p.version AND r.stratum = p.stratum
         AND (r.priority, r.example_id) > (p.priority, p.id)
-        AND (x.superseded_batch IS NULL OR x.superseded_batch > :cut)
+        AND NOT EXISTS (
+            SELECT FROM examples x WHERE x.tenant_id = r.tenant_id AND x.id = r.example_id
+            AND x.superseded_batch IS NOT NULL AND x.superseded_batch <= :cut)
         ORDER BY r.priority, r.example_id LIMIT p.count
     ) e
 """).bindparams(
