@@ -186,7 +186,8 @@ class Settings(BaseSettings):
     worker_timeout_seconds: float = Field(
         default=1800.0,
         gt=0,
-        description="a worker that shows no sign of life for this long, in a file system that hangs, gives up what it holds",
+        description="a worker that shows no sign of life for this long, in a file system that hangs, gives up what it holds; "
+        "keep it well above the 10 minutes that one statement may take",
     )
     memory_limit_bytes: int | None = Field(
         default=None,

@@ -4,9 +4,12 @@ What does the work need not know who watches, or whether anyone does. A lease li
 (`workers/lease.py`) and gives up a holder that has shown none for too long.
 """
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+
+TICK_SECONDS = 0.5
 
 _listener: ContextVar[Callable[[], None] | None] = ContextVar("listener", default=None)
 
@@ -17,9 +20,22 @@ def show_life() -> None:
         listener()
 
 
-def bound_to_this_thread() -> Callable[[], None]:
-    """Returns what shows this thread's signs of life from other threads, which work on its behalf."""
-    return _listener.get() or (lambda: None)
+@contextmanager
+def show_life_meanwhile() -> Iterator[None]:
+    """Shows signs of life for as long as the block runs: for calls of libraries that may take long and end by themselves."""
+    listener, over = _listener.get(), threading.Event()
+
+    def tick() -> None:
+        while listener is not None and not over.wait(TICK_SECONDS):
+            listener()
+
+    thread = threading.Thread(target=tick, name="signs-of-life", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 @contextmanager

@@ -77,6 +77,10 @@ def start_forkserver(torch_threads: int | None) -> None:
     # make training on a busy machine several times slower; threads that sleep cost next to nothing on an idle one.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
+    # The server takes no module path from its parent, so it must find this package by the environment.
+    before, root = os.environ.get("PYTHONPATH"), str(Path(__file__).parents[1])
+    if root not in (before or "").split(os.pathsep):
+        os.environ["PYTHONPATH"] = root if not before else os.pathsep.join((root, before))
     _context.set_forkserver_preload(["workers.training.preload"])
     _ensure_running()
 
@@ -84,19 +88,20 @@ def start_forkserver(torch_threads: int | None) -> None:
 def _ensure_running() -> None:
     """Starts the fork server where there is none, deaf to SIGTERM and SIGINT until it ignores them by itself."""
     resource_tracker.ensure_running()  # as it starts, it unblocks both
-    # The server takes no module path from its parent, so it must find this package by the environment.
-    before = os.environ.get("PYTHONPATH")
-    root = str(Path(__file__).parents[1])
-    os.environ["PYTHONPATH"] = root if not before else os.pathsep.join((root, before))
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
     try:
         forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        if before is None:
-            del os.environ["PYTHONPATH"]
-        else:
-            os.environ["PYTHONPATH"] = before
+
+
+def _kill_server() -> None:
+    """Kills a fork server that hangs, so that the next child comes from a new one."""
+    pid = getattr(forkserver._forkserver, "_forkserver_pid", None)  # nowhere to be had in public
+    if pid is not None:
+        log.error("fork_server_killed", extra={"fields": {"pid": pid}})
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 class _Child:
@@ -112,12 +117,12 @@ class _Child:
         )
         self._ready = threading.Event()
         self._error: BaseException | None = None
+        if not _server.started:
+            start_forkserver(None)
         threading.Thread(target=self._start, name="child-start", daemon=True).start()
 
     def _start(self) -> None:
         try:
-            if not _server.started:
-                start_forkserver(None)
             _ensure_running()
             self._process.start()
         except BaseException as error:
@@ -250,6 +255,7 @@ class Trainer:
             if (wanted := watch()) is not None:
                 raise Cancelled if wanted == "cancel" else Stopped
             if time.monotonic() > deadline:
+                _kill_server()
                 raise TrainingFailed(
                     "no_progress",
                     f"the training process was not there after {self._limits.progress_timeout_seconds:g} s: its fork server hangs",

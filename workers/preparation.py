@@ -21,7 +21,7 @@ from service.models import Model, Task, Update, Version, VersionTask
 from service.registry.queries import get_champion, get_version, require_artifact
 from service.replay.boosts import flip_boost
 from service.replay.queries import read_buffer
-from service.signs_of_life import bound_to_this_thread, show_life
+from service.signs_of_life import show_life, show_life_meanwhile
 from service.tracing import traced
 from service.updates.catalogue import strategies
 from service.updates.commands import learnt_up_to
@@ -352,10 +352,12 @@ def _hub_snapshot(name: str, entry: BaseCheckpoint) -> Path:
         )
     offline = get_settings().hub_offline
     try:
-        snapshot = snapshot_download(
-            entry.hub_id, revision=entry.revision, local_files_only=offline, tqdm_class=_bar_of_downloads(),
-            allow_patterns=[entry.gguf] if entry.gguf else ["*.json", "*.safetensors", "*.txt", "*.model"],
-        )  # fmt: skip
+        # It may take hours, or wait as long for another process that fetches the same; its connections have time-outs.
+        with show_life_meanwhile():
+            snapshot = snapshot_download(
+                entry.hub_id, revision=entry.revision, local_files_only=offline,
+                allow_patterns=[entry.gguf] if entry.gguf else ["*.json", "*.safetensors", "*.txt", "*.model"],
+            )  # fmt: skip
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         how = (
             "it is not in the local cache, and PALIMPSEST_HUB_OFFLINE forbids fetching it"
@@ -366,18 +368,3 @@ def _hub_snapshot(name: str, entry: BaseCheckpoint) -> Path:
             f"The base model '{name}' ({entry.hub_id}@{entry.revision}) cannot be had: {how}."
         ) from error
     return Path(snapshot)
-
-
-def _bar_of_downloads() -> type[Any]:
-    """A progress bar for the hub's library, moved by its own threads: every move is a sign of life of this one."""
-    from huggingface_hub.utils.tqdm import tqdm
-
-    show = bound_to_this_thread()
-
-    class Bar(tqdm):
-        def update(self, n: float | None = 1) -> bool | None:
-            show()
-            moved: bool | None = super().update(n)
-            return moved
-
-    return Bar

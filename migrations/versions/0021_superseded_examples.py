@@ -1,6 +1,10 @@
 """An index of superseded examples: a replay buffer passes them over without reading the rows of all the others.
 
-Making it reads `examples` once (a second per few million rows); ingest waits meanwhile, reads go on.
+Only adds an index: the release before runs on over it. Making it reads the whole of `examples`; all writes of examples wait
+meanwhile, reads go on. Where that takes too long, make it before, by the statement below with CREATE INDEX CONCURRENTLY:
+
+    CREATE INDEX ix_examples_superseded ON examples (tenant_id, id) INCLUDE (superseded_batch)
+    WHERE superseded_batch IS NOT NULL
 
 Revision ID: 0021
 Revises: 0020
@@ -24,6 +28,7 @@ def upgrade() -> None:
         ["tenant_id", "id"],
         postgresql_include=["superseded_batch"],
         postgresql_where=sa.text("superseded_batch IS NOT NULL"),
+        if_not_exists=True,
     )
 
 

@@ -30,6 +30,7 @@ from service.models import Model, Task
 
 ERRORS_SHOWN = 100
 KEYS_AT_ONCE = 10_000
+TEXTS_AT_ONCE = 200_000
 STATEMENT_TIMEOUT_SECONDS = 600
 LOCK_TIMEOUT_SECONDS = 30
 
@@ -68,6 +69,7 @@ class Loading:
     def __init__(self, session: Session, *, model: Model, task: Task) -> None:
         self._session, self._model = session, model
         self._values = {"tenant": model.tenant_id, "model": model.id, "task": task.id}
+        self._staged = 0
 
     def stage(self, rows: Iterable[Row | RowError]) -> tuple[int, Rejections]:
         """Copies the good rows into the temporary table; returns their number and the bad ones."""
@@ -93,6 +95,7 @@ class Loading:
                 "COPY", None, psycopg.OperationalError(reason), hide_parameters=True
             ) from None
         self._session.execute(text(statements.ANALYZE_STAGING))
+        self._staged = staged
         return staged, rejections
 
     def judge(self, *, max_labels: int) -> tuple[int, list[RowError]]:
@@ -141,7 +144,10 @@ class Loading:
     def _meet_stored_rows(self) -> None:
         if self._last_batch() == 0:
             return
-        self._change(statements.MEET_TEXTS)
+        # A statement may take minutes, not hours: a large body's texts are looked up in parts, by their first byte.
+        parts = min(1 + self._staged // TEXTS_AT_ONCE, 256)
+        for part in range(parts):
+            self._change(statements.MEET_TEXTS, parts=parts, part=part)
         if self._session.execute(text(statements.TASK_HAS_ROWS), self._values).scalar_one():
             self._meet_rows_of_task()
         self._session.execute(text(statements.ANALYZE_MET))

@@ -3,9 +3,10 @@
 `problem` marks a row that will not be stored; `other` says what it contradicts.
 
 Statistics of `examples` lag behind its rows by a minute or more, and a join planned on them can take hours. So
-stored rows are only ever looked up by key, and what is found lies in three more temporary tables, between which joins
-are. Texts are looked up one by one, in order: a single index begins with the model, so that no other can be mistaken
-for it. Ids and contents are looked up by arrays, which costs one index probe per key or, at worst, one scan per array.
+stored rows are only ever looked up by key; what is found lies in three more temporary tables, and joins are made only
+between those. Texts are looked up one by one, in order: no other whole index begins with tenant and model, so that none
+can be taken for theirs. Ids and contents are looked up by arrays, which costs one index probe per key or, at worst, one
+scan per array.
 """
 
 LARGE_WORK = """
@@ -49,7 +50,10 @@ FROM pg_temp.staged WHERE problem IS NULL GROUP BY line / :keys
 
 MEET_TEXTS = """
 INSERT INTO pg_temp.met_texts SELECT DISTINCT row.text_hash, stored.split
-FROM (SELECT DISTINCT text_hash FROM pg_temp.staged WHERE problem IS NULL ORDER BY text_hash) AS row
+FROM (
+    SELECT DISTINCT text_hash FROM pg_temp.staged
+    WHERE problem IS NULL AND get_byte(text_hash, 0) * :parts / 256 = :part ORDER BY text_hash
+) AS row
 CROSS JOIN LATERAL (
     SELECT split FROM examples
     WHERE tenant_id = :tenant AND model_id = :model AND text_hash = row.text_hash

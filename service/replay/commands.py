@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session
 from service.examples.queries import StoredExample
 from service.models import Model
 from service.replay.quotas import priority, stratum
+from service.signs_of_life import show_life
 
 ROWS_PER_COPY = 5000
 
@@ -59,3 +60,4 @@ def _copy(session: Session, rows: Sequence[tuple[str, float, int]]) -> None:
     with connection.cursor() as cursor, cursor.copy("COPY admissions FROM STDIN") as copy:
         for row in rows:
             copy.write_row(row)
+    show_life()

@@ -13,10 +13,10 @@ from structlog.testing import capture_logs
 from service.artifacts import CHUNK, ArtifactStore
 from service.config import get_settings
 from service.db import session_scope
+from service.signs_of_life import show_life_meanwhile
 from service.updates.leases import Claim, LeaseState
 from workers import lease as leases
 from workers.lease import Lease, LeaseLost
-from workers.preparation import _bar_of_downloads
 
 CLAIM = Claim("acme", "upd_1", "mdl_1", fence=1, attempt=1, request_id=None, rescore=False)
 TIMEOUT_SECONDS = 1.5
@@ -62,21 +62,13 @@ def asking(_: Path) -> None:
             session.execute(text("SELECT pg_sleep(:seconds)"), {"seconds": STEP_SECONDS})
 
 
-def downloading(_: Path) -> None:
-    """Waits for a thread of a library that moves a progress bar."""
-    bar = _bar_of_downloads()(total=STEPS, disable=True)
-
-    def download() -> None:
-        for _step in range(STEPS):
-            time.sleep(STEP_SECONDS)
-            bar.update(1)
-
-    thread = threading.Thread(target=download)
-    thread.start()
-    thread.join()
+def waiting_for_a_library(_: Path) -> None:
+    """Is in a call that may take long and ends by itself."""
+    with show_life_meanwhile():
+        time.sleep(LONGER_SECONDS)
 
 
-@pytest.mark.parametrize("work", [copying, asking, downloading])
+@pytest.mark.parametrize("work", [copying, asking, waiting_for_a_library])
 def test_work_that_goes_on_keeps_the_lease_however_long_it_takes(
     lease: Lease, renewals: list[float], tmp_path: Path, work: Callable[[Path], None]
 ) -> None:

@@ -4,8 +4,10 @@ import random
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 from httpx import Response
 
+from service.examples import loading
 from service.examples.content import split_of, text_hash
 
 Post = Callable[..., Response]
@@ -37,6 +39,19 @@ def test_asking_for_the_other_side_of_a_stored_text_is_an_error(post: Post) -> N
     assert (error["line"], error["code"]) == (1, "split_conflict")
     assert "eval" in error["detail"]
     assert post({"text": "A Text", "label": "b", "split": "eval"}, task="delivery").json()["accepted"] == 1
+
+
+def test_stored_texts_are_met_in_a_body_so_large_that_they_are_looked_up_in_parts(
+    post: Post, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "TEXTS_AT_ONCE", 3)
+    texts = [f"text {number}" for number in range(200)]
+    post(*[{"text": text, "label": "a", "split": "eval"} for text in texts])
+    answer = post(*[{"text": text, "label": "b", "split": "train"} for text in texts], task="delivery")
+    errors = answer.json()["errors"]
+    assert {error["code"] for error in errors} == {"split_conflict"}
+    assert [error["line"] for error in errors] == list(range(1, 101)), "the first hundred are shown"
+    assert post(*[{"text": text, "label": "b"} for text in texts], task="delivery").json()["accepted"] == 200
 
 
 def test_rows_of_one_body_that_contradict_each_other_are_an_error(post: Post) -> None:
