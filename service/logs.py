@@ -1,12 +1,28 @@
 """Logging: one JSON object per line on stderr, or readable lines on a terminal."""
 
 import logging
+import re
 import sys
 
 import structlog
 
 from service.request_context import merge_request
 from service.tracing import merge_trace
+
+# What Postgres says of the row that broke a constraint, up to the next part of the error or of the traceback.
+DETAIL = re.compile(
+    r"^DETAIL:.*?(?=^(?:HINT:|CONTEXT:|\[SQL|\(Background|Traceback|The above|During handling)|\Z)",
+    re.MULTILINE | re.DOTALL,
+)
+
+
+def withhold_rows(
+    _logger: object, _method: str, event: structlog.types.EventDict
+) -> structlog.types.EventDict:
+    """Takes out of tracebacks what Postgres quotes of rows: it is people's data."""
+    if isinstance(trace := event.get("exception"), str):
+        event["exception"] = DETAIL.sub("DETAIL: (a row, withheld)\n", trace)
+    return event
 
 
 def configure_logging(level: int = logging.INFO) -> None:
@@ -20,6 +36,7 @@ def configure_logging(level: int = logging.INFO) -> None:
         structlog.stdlib.add_logger_name,
         timestamper,
         structlog.processors.format_exc_info,
+        withhold_rows,
     ]
     terminal = sys.stderr.isatty()
     renderer: structlog.types.Processor = (

@@ -11,7 +11,7 @@ from service.erasures.schemas import RebuildCreate
 from service.erasures.signing import digest_of_subject
 from service.errors import Conflict, Unprocessable
 from service.examples.commands import hold_erasures
-from service.examples.loading import allow_long_statements
+from service.examples.loading import allow_long_statements, hold_ingests
 from service.examples.queries import descendants, versions_that_learnt
 from service.models import (
     BLEND,
@@ -47,10 +47,12 @@ def erase_subject(session: Session, *, model: Model, subject: str, principal: Pr
     A row that was corrected and its corrections go together, whichever of them names the subject.
 
     Asked again, it also names what was found before: a repeat of a request whose answer was lost tells the same.
+    Raises `Unavailable` (`ingest_busy`) while a large body is being stored.
     """
     allow_long_statements(session)
     hold_erasures(session, model_id=model.id)
     get_model(session, model=model.id)  # a purge may have come before
+    hold_ingests(session, model=model)  # one under way may be about to hand the subject on to other rows
     theirs = _rows_of(session, model=model, subject=subject)
     rows = select(Example.id).where(theirs)
     # Locked first: a version that is just admitting one of the rows commits before it is asked for below.

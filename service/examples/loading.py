@@ -101,7 +101,7 @@ class Loading:
     def judge(self, *, max_labels: int) -> tuple[int, list[RowError]]:
         """Marks the rows that contradict each other or the model; returns their number and the first of them."""
         count = self._change(statements.MARK_DUPLICATE_IDS)
-        self._lock_ingest()
+        hold_ingests(self._session, model=self._model)
         self._meet_stored_rows()
         count += self._change(statements.MARK_STORED_SPLITS)
         count += self._change(statements.MARK_BODY_SPLITS)
@@ -129,17 +129,6 @@ class Loading:
         if taken != batch:
             raise RuntimeError(f"batch {taken} of model {self._model.id} was taken outside the ingest lock")
         return Loaded(accepted=accepted, replaced=replaced, batch=batch)
-
-    def _lock_ingest(self) -> None:
-        try:
-            self._session.execute(text(statements.LOCK_INGEST), self._values)
-        except OperationalError as error:
-            if not isinstance(error.orig, LockNotAvailable):
-                raise
-            raise Unavailable(
-                f"Another large body is being stored in the model '{self._model.name}'. Nothing of this one was stored.",
-                code="ingest_busy", headers={"Retry-After": "15"},
-            ) from None  # fmt: skip
 
     def _meet_stored_rows(self) -> None:
         if self._last_batch() == 0:
@@ -196,3 +185,19 @@ def allow_long_statements(session: Session) -> None:
     """Gives the rest of the transaction more time and memory per statement: bodies and erasures can be large."""
     allow_statements_of(session, seconds=STATEMENT_TIMEOUT_SECONDS)
     session.execute(text(statements.LARGE_WORK), {"lock": f"{LOCK_TIMEOUT_SECONDS}s"})
+
+
+def hold_ingests(session: Session, *, model: Model) -> None:
+    """Keeps every other ingest out of the model until the transaction ends, once the one under way is through.
+
+    Raises `Unavailable` (`ingest_busy`) when that takes longer than half a minute.
+    """
+    try:
+        session.execute(text(statements.LOCK_INGEST), {"tenant": model.tenant_id, "model": model.id})
+    except OperationalError as error:
+        if not isinstance(error.orig, LockNotAvailable):
+            raise
+        raise Unavailable(
+            f"Another large body is being stored in the model '{model.name}'. Nothing of this request was done; send it again.",
+            code="ingest_busy", headers={"Retry-After": "15"},
+        ) from None  # fmt: skip

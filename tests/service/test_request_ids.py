@@ -3,12 +3,18 @@
 import json
 import logging
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 from fastapi.testclient import TestClient
+from sqlalchemy import text
+from sqlalchemy.orm import Session
+from structlog import get_logger
 from structlog.contextvars import get_contextvars
 
 from service.errors import ServiceError
+from service.logs import configure_logging
 from service.models import UpdateState
 from service.updates.leases import LeaseState
 from tests.logs import plain_lines
@@ -48,30 +54,51 @@ def test_an_unexpected_error_names_its_request_once(
     assert answer.headers.get_list("X-Request-Id") == ["trace-18"]
 
 
-def test_log_lines_of_a_request_name_it_its_tenant_and_its_key(
-    client: TestClient, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from structlog import get_logger
-
-    from service.logs import configure_logging
-
-    def speak(*_: object, **__: object) -> None:
-        get_logger("test").info("spoken")
-        raise ServiceError("enough")
-
+@contextmanager
+def logs_as_in_production() -> Iterator[None]:
     handlers, level = logging.getLogger().handlers, logging.getLogger().level
     configure_logging()
     try:
-        monkeypatch.setattr("service.registry.queries.get_model", speak)
-        client.get("/v1/models/any", headers={"X-Request-Id": "trace-19"})
+        yield
     finally:
         plain_lines()
         logging.getLogger().handlers = handlers
         logging.getLogger().setLevel(level)
+
+
+def test_log_lines_of_a_request_name_it_its_tenant_and_its_key(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def speak(*_: object, **__: object) -> None:
+        get_logger("test").info("spoken")
+        raise ServiceError("enough")
+
+    monkeypatch.setattr("service.registry.queries.get_model", speak)
+    with logs_as_in_production():
+        client.get("/v1/models/any", headers={"X-Request-Id": "trace-19"})
     line = next(json.loads(line) for line in capsys.readouterr().err.splitlines() if "spoken" in line)
     prefix = client.headers["Authorization"].split("_")[1]
     assert (line["request_id"], line["tenant"], line["key_prefix"]) == ("trace-19", "acme", prefix)
     assert client.headers["Authorization"].split("_")[2] not in json.dumps(line)
+
+
+def test_a_traceback_in_the_log_quotes_no_row_of_the_database(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = "Anna\nof Green Gables"
+
+    def break_a_constraint(session: Session, **_: object) -> None:
+        session.execute(text("CREATE TEMPORARY TABLE people (name text UNIQUE) ON COMMIT DROP"))
+        session.execute(text("INSERT INTO people VALUES (:name), (:name)"), {"name": name})
+
+    monkeypatch.setattr("service.registry.queries.get_model", break_a_constraint)
+    with logs_as_in_production():
+        assert client.get("/v1/models/any").status_code == 500
+    logged = capsys.readouterr().err
+    assert "UniqueViolation" in logged
+    assert "Anna" not in logged
+    assert "Gables" not in logged
+    assert "(a row, withheld)" in logged
 
 
 def test_an_update_carries_the_id_of_its_request_to_the_worker(world: World) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
 from typing import Any
 
 import pytest
@@ -11,7 +12,10 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from service.db import session_scope
-from service.examples.commands import hold_erasures
+from service.examples.bodies import ndjson_rows
+from service.examples.commands import hold_erasures, ingest, row_rules
+from service.registry.queries import get_model
+from service.tasks.queries import get_task
 
 Post = Callable[..., Response]
 Rows = Callable[..., list[dict[str, Any]]]
@@ -53,6 +57,24 @@ def test_an_erasure_waits_for_a_version_that_is_being_recorded(client: TestClien
                 with pytest.raises(TimeoutError):
                     answer.result(timeout=0.5)
             assert answer.result(timeout=10).status_code in (200, 204)
+
+
+def test_an_erasure_waits_for_an_ingest_that_says_whose_a_stored_row_is_and_takes_its_older_form_too(
+    client: TestClient, post: Post
+) -> None:
+    post({"id": "one", "text": "a text", "label": "a"})
+    post({"id": "one", "text": "corrected", "label": "a"})
+    with ThreadPoolExecutor(1) as pool:
+        with session_scope(tenant="acme") as session:
+            model = get_model(session, model="support")
+            task = get_task(session, model=model, task="refunds")
+            body = BytesIO(b'{"text": "corrected", "label": "a", "subject": "anna"}')
+            same = ndjson_rows(body, rules=row_rules(model))
+            assert ingest(session, model=model, task=task, rows=same, on_error="abort").duplicates == 1
+            answer = pool.submit(client.delete, "/v1/models/support/examples", params={"subject": "anna"})
+            with pytest.raises(TimeoutError):
+                answer.result(timeout=0.5)
+        assert answer.result(timeout=10).json()["deleted"] == 2
 
 
 def test_rows_are_listed_page_by_page_in_the_order_they_came(client: TestClient, post: Post) -> None:
