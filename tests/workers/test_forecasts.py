@@ -254,12 +254,14 @@ def test_a_cancel_stops_the_probe_under_way_and_leaves_nothing_of_it(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ended_by: list[type[BaseException]] = []
+    cancelled: dict[str, Any] = {}
     probe = Trainer.probe
 
-    def cancel_at_the_first_step(trainer: Trainer, request: Any, *, on_progress: Any, watch: Any) -> Any:
+    def cancel_once_it_trains(trainer: Trainer, request: Any, *, on_progress: Any, watch: Any) -> Any:
         def report(progress: Any) -> None:
+            nonlocal cancelled
             on_progress(progress)
-            if progress.step == 1:
+            if progress.step > 0 and not cancelled:
                 cancelled = world.ok(world.client.post(f"/v1/forecasts/{asked['id']}/cancel"))
                 assert (cancelled["status"], cancelled["progress"]) == ("cancelled", None)
 
@@ -269,7 +271,7 @@ def test_a_cancel_stops_the_probe_under_way_and_leaves_nothing_of_it(
             ended_by.append(type(error))
             raise
 
-    monkeypatch.setattr(Trainer, "probe", cancel_at_the_first_step)
+    monkeypatch.setattr(Trainer, "probe", cancel_once_it_trains)
     before = stored_probes()
     long = {**FORGETFUL, "training": {**World.TRAINING, "epochs": 1000}}  # its probe alone would take minutes
     asked = world.ok(world.client.post(FORECASTS_OF, json={"tasks": ["next"], **long, "probe_fraction": 0.5}))
