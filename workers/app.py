@@ -15,6 +15,7 @@ from service.security import warn_of_default_pepper
 from service.tracing import configure_tracing
 from workers.child import start_forkserver
 from workers.housekeeping import sweep_forever
+from workers.leaving import leave_when_one_hangs
 from workers.tasks import run_updates, stopping
 
 app = celery_app
@@ -38,8 +39,9 @@ def on_worker_init(**_: object) -> None:
 
 @worker_ready.connect  # type: ignore[untyped-decorator]  # celery ships no types
 def on_worker_ready(**_: object) -> None:
-    """Sweeps beside the work: any number of sweepers may run."""
+    """Sweeps beside the work, as any number of sweepers may, and leaves when the work hangs."""
     threading.Thread(target=sweep_forever, args=(stopping,), name="sweeper", daemon=True).start()
+    threading.Thread(target=leave_when_one_hangs, name="leaver", daemon=True).start()
 
 
 @worker_shutting_down.connect  # type: ignore[untyped-decorator]  # celery ships no types

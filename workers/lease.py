@@ -18,6 +18,7 @@ from service.db import session_scope
 from service.failpoints import reach
 from service.signs_of_life import listen_for_life
 from service.updates.leases import LeaseState, renew_lease
+from workers.leaving import report_hanging
 from workers.running_curve import RunningCurve
 from workers.training.contract import Progress, Signal
 
@@ -135,9 +136,11 @@ class Lease:
     def _give_up(self) -> None:
         """Lets the lease run out under a holder that hangs; should it ever go on, its fence keeps it from writing."""
         self.lost = True
-        frame = sys._current_frames().get(self._holder or 0)
+        holder = self._holder or 0  # set before this thread was started
+        frame = sys._current_frames().get(holder)
         log.error(
             "holder_hangs",
             silent_seconds=round(time.monotonic() - self._seen),
             stack="".join(traceback.format_stack(frame)) if frame else None,
         )
+        report_hanging(holder)

@@ -15,6 +15,7 @@ from service.updates.leases import claim_next
 from workers.dials import run_dial
 from workers.forecasts import run_forecast
 from workers.identity import worker_name
+from workers.leaving import at_work
 from workers.pipeline import run_update
 
 stopping = threading.Event()
@@ -23,9 +24,10 @@ stopping = threading.Event()
 @celery_app.task(name=RUN_UPDATES, ignore_result=True)  # type: ignore[untyped-decorator]  # celery ships no types
 def run_updates() -> None:
     """Works off updates, dials and forecasts in turn until none is left or the worker stops. Running it twice does no harm."""
-    while not stopping.is_set():
-        if not any([run_next_update(), run_next_dial(), run_next_forecast()]):
-            return
+    with at_work():
+        while not stopping.is_set():
+            if not any([run_next_update(), run_next_dial(), run_next_forecast()]):
+                return
 
 
 def run_next_update() -> bool:

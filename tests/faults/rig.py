@@ -156,11 +156,12 @@ class Rig:
         self.world = World(client)  # type: ignore[arg-type]  # a TestClient is an httpx client, and World needs no more
         return client
 
-    def start_worker(self, *, anew: bool = False, **environment: str) -> Part:
+    def start_worker(self, *, anew: bool = False, concurrency: int = 1, **environment: str) -> Part:
         """Starts one more worker and returns it; it may not have connected yet."""
         number = sum(part.name.startswith("worker") for part in self.parts) + 1
         name = f"worker-{number}"
-        return self._start(name, ["worker", "--name", name], environment, anew=anew)
+        arguments = ["worker", "--name", name, "--concurrency", str(concurrency)]
+        return self._start(name, arguments, environment, anew=anew)
 
     def start_sweeper(self, *, anew: bool = False, **environment: str) -> Part:
         """Starts a process that only sweeps and returns it."""
