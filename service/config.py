@@ -148,6 +148,9 @@ class Settings(BaseSettings):
     max_event_streams: int = Field(
         default=500, ge=1, description="clients of an API process that may listen to updates' events at once"
     )
+    max_event_streams_per_tenant: int = Field(
+        default=250, ge=1, description="how many of them may be one tenant's, so that others find room"
+    )
     event_stream_heartbeat_seconds: float = Field(
         default=15.0,
         gt=0,

@@ -16,7 +16,7 @@ from structlog import get_logger
 
 from service.config import get_settings
 from service.db import EVERY_TENANT, session_scope
-from service.errors import Unavailable
+from service.errors import TooManyRequests, Unavailable
 from service.metrics.http import registry
 from service.security import valid_keys
 from service.updates.queries import News, Watched, get_news
@@ -44,11 +44,11 @@ class Hub:
     def listening(self, watched: Watched, *, api_key: str, after: int) -> Iterator[Listener]:
         """Admits a listener, whose key and right to see the update were checked.
 
-        Raises `Unavailable` when the process has as many as it may, or is stopping.
+        Raises `Unavailable` when the process has as many as it may, or is stopping, and `TooManyRequests` when the tenant has.
         """
-        self._require_room()
+        self._require_room(tenant=watched[0])
         topic = self._topics.setdefault(watched, Topic())
-        listener = Listener(topic, api_key=api_key, after=after)
+        listener = Listener(topic, tenant=watched[0], api_key=api_key, after=after)
         self._listeners.add(listener)
         open_streams.inc()
         self._wake_reader()
@@ -67,12 +67,18 @@ class Hub:
             self._reader.cancel()
         self._dismiss_all()
 
-    def _require_room(self) -> None:
-        most = get_settings().max_event_streams
+    def _require_room(self, *, tenant: str) -> None:
+        settings = get_settings()
+        most, most_of_one = settings.max_event_streams, settings.max_event_streams_per_tenant
         if self._closed or len(self._listeners) >= most:
             why = "This process is stopping." if self._closed else f"{most} streams are open, as many as may."
             raise Unavailable(
                 f"{why} Come again in a moment, or ask for application/json.",
+                code="too_many_streams", param="Accept", headers={"Retry-After": "2"},
+            )  # fmt: skip
+        if sum(listener.tenant == tenant for listener in self._listeners) >= most_of_one:
+            raise TooManyRequests(
+                f"{most_of_one} streams of this tenant are open, as many as may. Close one, or ask for application/json.",
                 code="too_many_streams", param="Accept", headers={"Retry-After": "2"},
             )  # fmt: skip
 

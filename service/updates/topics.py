@@ -53,9 +53,10 @@ class Topic:
 class Listener:
     """One client of one topic, and how far it has come."""
 
-    def __init__(self, topic: Topic, *, api_key: str, after: int) -> None:
+    def __init__(self, topic: Topic, *, tenant: str, api_key: str, after: int) -> None:
         """`after` is the id of the last event that the client has."""
         self.topic = topic
+        self.tenant = tenant
         self.api_key = api_key
         self.dismissed = False
         self._after = after

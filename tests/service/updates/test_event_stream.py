@@ -332,6 +332,24 @@ def test_past_the_limit_a_listener_is_refused_with_a_problem_and_a_place_is_give
         third.read("queued")
 
 
+def test_a_tenant_with_all_the_streams_it_may_have_leaves_room_for_others(
+    world: World, setting: Callable[..., None], api: Api
+) -> None:
+    setting(max_event_streams_per_tenant=1)
+    other = World(make_client("globex"))
+    other.model()
+    other.task("one", train=3, held=2)
+    mine, theirs = world.request("one")["id"], other.request("one")["id"]
+    with api.listen(mine) as first:
+        first.read("queued")
+        with api.listen(mine) as second:
+            second.response.read()
+            assert world.problem(second.response) == (429, "too_many_streams")
+            assert second.response.headers["retry-after"] == "2"
+        with api.listen(theirs, Authorization=other.client.headers["Authorization"]) as third:
+            third.read("queued")
+
+
 def test_a_stopping_api_ends_its_streams_at_once_and_another_takes_over(world: World, api: Api) -> None:
     update = world.request("one")["id"]
     with api.listen(update) as stream:
